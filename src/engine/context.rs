@@ -1,0 +1,64 @@
+//! Where a bounded context plugs in: its names, its aggregate, its wire formats.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::aggregate::Aggregate;
+use super::command::{Command, InvalidCommand};
+
+/// Everything the loops need to know of a context; `orders` is the reference.
+pub trait BoundedContext: Send + Sync + 'static {
+    /// The aggregate of the context.
+    type Aggregate: Aggregate;
+    /// Its event encoding.
+    type Codec: EventCodec<Event = <Self::Aggregate as Aggregate>::Event>;
+
+    /// Prefix of its topics and consumer groups: `orders` gives `orders-commands`, `orders-events`.
+    const NAME: &'static str;
+
+    /// Turns the value of a commands record (JSON) into a command: shape, bounds and sizes are
+    /// checked here, before anything is loaded. `fallback_id` is the id when the value carries none.
+    fn parse_command(
+        value: &[u8],
+        fallback_id: Uuid,
+    ) -> Result<Command<<Self::Aggregate as Aggregate>::Command>, InvalidCommand>;
+
+    /// The public JSON form of an aggregate's state, for time travel and audit.
+    fn describe_state(state: &Self::Aggregate) -> serde_json::Value;
+
+    /// The public JSON form of an event's payload.
+    fn describe_event(event: &<Self::Aggregate as Aggregate>::Event) -> serde_json::Value
+    where
+        <Self::Aggregate as Aggregate>::Event: Serialize,
+    {
+        serde_json::to_value(event).unwrap_or(serde_json::Value::Null)
+    }
+}
+
+/// Encodes events to the bytes that are stored and published alike, and decodes every version.
+pub trait EventCodec: Send + Sync + 'static {
+    /// The newest shape.
+    type Event;
+
+    /// Encodes in the newest schema version, framed for the topic. Encoding happens once.
+    fn encode(&self, event: &Self::Event) -> Result<Encoded, UndecodableEvent>;
+
+    /// Decodes stored or published bytes of any known version and upcasts them to the newest.
+    fn decode(&self, bytes: &[u8]) -> Result<Self::Event, UndecodableEvent>;
+}
+
+/// The stored and published form of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Type name without name space, such as `OrderPlaced`.
+    pub event_type: &'static str,
+    /// Schema version, from 1.
+    pub schema_version: i16,
+    /// Confluent wire format: a zero byte, the schema id in four bytes (big endian), Avro binary.
+    pub bytes: Vec<u8>,
+}
+
+/// Bytes that are not an event we know how to read (or write). Parked, never guessed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UndecodableEvent(pub String);

@@ -1,0 +1,19 @@
+//! The vocabulary a bounded context is written in: aggregate, command, event, projection, ids.
+//!
+//! Nothing here knows Kafka, Avro, HTTP or any context of ours; a context knows this room and
+//! little else. A type belongs here when the author of a new aggregate has to name it.
+
+pub mod aggregate;
+pub mod command;
+pub mod context;
+pub mod event;
+pub mod given;
+pub mod ids;
+pub mod projection;
+
+pub use aggregate::{Aggregate, Decision, Refusal};
+pub use command::{Command, CommandMeta, InvalidCommand};
+pub use context::{BoundedContext, Encoded, EventCodec, UndecodableEvent};
+pub use event::Recorded;
+pub use ids::{Position, destination_partition};
+pub use projection::{Projection, ProjectionError};

@@ -1,0 +1,110 @@
+//! The HTTP server's addresses, admission and callers.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What a full queue answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdmissionPolicy {
+    /// 503 with `Retry-After` from the measured drain rate.
+    #[default]
+    Reject,
+    /// Wait for room up to `wait_ms`, then 503.
+    Wait,
+    /// Accept into the overflow topic, drained when load falls.
+    Overflow,
+}
+
+/// Bounds of the queue between HTTP and Kafka.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdmissionSettings {
+    /// What happens at the limit.
+    pub policy: AdmissionPolicy,
+    /// Commands accepted and not yet decided (group lag included), at most.
+    pub queue_commands_max: u64,
+    /// Bytes of commands not yet acknowledged by Kafka, at most.
+    pub in_flight_bytes_max: usize,
+    /// Longest wait for room with policy `wait`, milliseconds.
+    pub wait_ms: u64,
+    /// Commands a second of one caller, at most; 0 = no limit.
+    pub caller_commands_per_second_max: u32,
+}
+
+impl Default for AdmissionSettings {
+    fn default() -> Self {
+        Self {
+            policy: AdmissionPolicy::Reject,
+            queue_commands_max: 100_000,
+            in_flight_bytes_max: 64 * 1024 * 1024,
+            wait_ms: 2_000,
+            caller_commands_per_second_max: 0,
+        }
+    }
+}
+
+/// Who may call. Empty = nobody is asked, and only loopback is listened on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthSettings {
+    /// File with one API key a line: `id sha256-hex scope,scope`.
+    pub api_keys_file: Option<PathBuf>,
+    /// JWKS document on disk; tokens signed by its keys are accepted.
+    pub jwks_file: Option<PathBuf>,
+    /// Required `iss` of a token.
+    pub jwt_issuer: String,
+    /// Required `aud` of a token.
+    pub jwt_audience: String,
+    /// Signature algorithms accepted.
+    pub jwt_algorithms: Vec<String>,
+}
+
+/// The two listeners and their limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// API listener. Environment: `HTTP_LISTEN`.
+    pub listen: SocketAddr,
+    /// Health and metrics listener. Environment: `ADMIN_LISTEN`.
+    pub admin_listen: SocketAddr,
+    /// PEM certificate chain; with `tls_key_file` the API speaks TLS.
+    pub tls_certificate_file: Option<PathBuf>,
+    /// PEM private key.
+    pub tls_key_file: Option<PathBuf>,
+    /// Largest request body, bytes.
+    pub body_bytes_max: usize,
+    /// Requests handled at once, at most.
+    pub concurrent_requests_max: usize,
+    /// A request is answered within this, milliseconds.
+    pub request_timeout_ms: u64,
+    /// Wait of a sync call that names none, milliseconds.
+    pub sync_wait_ms: u64,
+    /// Wait of a read for its consistency token, milliseconds, at most.
+    pub consistency_wait_ms: u64,
+    /// An external Confluent-compatible registry. Environment: `SCHEMA_REGISTRY_URL`. Empty = our own.
+    pub schema_registry_url: String,
+    pub admission: AdmissionSettings,
+    pub auth: AuthSettings,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            tls_certificate_file: None,
+            tls_key_file: None,
+            body_bytes_max: 256 * 1024,
+            concurrent_requests_max: 1_024,
+            request_timeout_ms: 30_000,
+            sync_wait_ms: 5_000,
+            consistency_wait_ms: 2_000,
+            schema_registry_url: String::new(),
+            admission: AdmissionSettings::default(),
+            auth: AuthSettings::default(),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The relay's bounds.
+
+use serde::{Deserialize, Serialize};
+
+/// Leases, batches and polling.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RelaySettings {
+    /// A lease that is not renewed for this long is up for others, milliseconds.
+    pub lease_ms: u64,
+    /// Rows read for one partition by one query, at most.
+    pub batch_rows_max: i64,
+    /// Records handed to the producer and not yet acknowledged, at most.
+    pub in_flight_max: usize,
+    /// Shortest wait between polls of an idle outbox, milliseconds.
+    pub poll_min_ms: u64,
+    /// Longest wait between polls of an idle outbox, milliseconds.
+    pub poll_max_ms: u64,
+    /// While busy, wait this long for a batch to fill, milliseconds.
+    pub linger_ms: u64,
+    /// Records larger than this are not produced: the partition stops with an alarm, bytes.
+    pub record_bytes_max: usize,
+}
+
+impl Default for RelaySettings {
+    fn default() -> Self {
+        Self {
+            lease_ms: 5_000,
+            batch_rows_max: 4_000,
+            in_flight_max: 20_000,
+            poll_min_ms: 1,
+            poll_max_ms: 10,
+            linger_ms: 10,
+            record_bytes_max: 1_000_000,
+        }
+    }
+}

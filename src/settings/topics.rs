@@ -1,0 +1,32 @@
+//! Shape of the topics that the program creates and checks.
+
+use serde::{Deserialize, Serialize};
+
+/// Partitions, replication and retention of a context's topics.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TopicSettings {
+    /// Partitions of the events and results topics. Fixed at creation, for ever.
+    pub event_partitions: i32,
+    /// Partitions of each commands topic (lane).
+    pub command_partitions: i32,
+    /// Copies of each partition. Three on a cluster that must survive a lost disk.
+    pub replication: i32,
+    /// Commands are kept this long, hours.
+    pub command_retention_hours: u32,
+    /// Largest record of a commands topic, bytes; larger than any valid command, so that an
+    /// oversized one is refused with a reason instead of being lost at its producer.
+    pub command_record_bytes_max: u32,
+}
+
+impl Default for TopicSettings {
+    fn default() -> Self {
+        Self {
+            event_partitions: 6,
+            command_partitions: 6,
+            replication: 1,
+            command_retention_hours: 7 * 24,
+            command_record_bytes_max: 4 * 1024 * 1024,
+        }
+    }
+}
