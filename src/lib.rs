@@ -1,2 +1,4 @@
 pub mod engine;
+pub mod kafka;
 pub mod settings;
+pub mod store;
