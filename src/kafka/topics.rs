@@ -9,47 +9,51 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::{KafkaError, client};
 use crate::settings::{KafkaSettings, TopicSettings};
 
-/// Names of one context's topics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Names of one context's topics and consumer groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicNames {
-    /// The context: `orders`.
-    pub context: &'static str,
+    /// `topics.prefix` and the context: `orders`, or `staging-orders`.
+    base: String,
 }
 
 impl TopicNames {
+    /// The names of `context` under the configured prefix.
+    pub fn new(context: &str, settings: &TopicSettings) -> Self {
+        Self { base: format!("{}{context}", settings.prefix) }
+    }
+
     /// The lanes of the commands, by falling priority.
     pub fn lanes(&self) -> [String; 3] {
-        let name = self.context;
-        [format!("{name}-commands-priority"), format!("{name}-commands"), format!("{name}-commands-bulk")]
+        ["-priority", "", "-bulk"].map(|lane| format!("{}-commands{lane}", self.base))
     }
 
     /// The lane of commands that name none.
     pub fn commands(&self) -> String {
-        format!("{}-commands", self.context)
+        format!("{}-commands", self.base)
     }
 
     /// Where accepted commands wait that found the queue full.
     pub fn overflow(&self) -> String {
-        format!("{}-commands-overflow", self.context)
+        format!("{}-commands-overflow", self.base)
     }
 
     pub fn events(&self) -> String {
-        format!("{}-events", self.context)
+        format!("{}-events", self.base)
     }
 
     pub fn results(&self) -> String {
-        format!("{}-command-results", self.context)
+        format!("{}-command-results", self.base)
     }
 
     /// Group of the processors of one lane (0 priority, 1 normal, 2 bulk). A lane has its own, so
     /// that its lag reads by itself and its back-pressure is its own.
     pub fn processor_group(&self, lane: usize) -> String {
-        format!("{}-processor{}", self.context, ["-priority", "", "-bulk"][lane])
+        format!("{}-processor{}", self.base, ["-priority", "", "-bulk"][lane])
     }
 
     /// Group of one projection.
     pub fn projection_group(&self, projection: &str) -> String {
-        format!("{}-projection-{projection}", self.context)
+        format!("{}-projection-{projection}", self.base)
     }
 }
 
@@ -63,7 +67,7 @@ pub struct TopicSpec {
 }
 
 /// Every topic of a context.
-pub fn specs(names: TopicNames, settings: &TopicSettings) -> Vec<TopicSpec> {
+pub fn specs(names: &TopicNames, settings: &TopicSettings) -> Vec<TopicSpec> {
     let in_sync = if settings.replication >= 3 { "2" } else { "1" };
     let durable = || vec![("cleanup.policy", "delete".to_owned()), ("min.insync.replicas", in_sync.to_owned())];
     let mut specs = Vec::new();
