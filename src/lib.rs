@@ -1,3 +1,5 @@
+pub mod app;
+pub mod cli;
 pub mod engine;
 pub mod kafka;
 pub mod settings;
