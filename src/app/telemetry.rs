@@ -6,9 +6,14 @@ use tracing_subscriber::EnvFilter;
 
 use crate::settings::{LogFormat, LogSettings};
 
+/// What a serving process logs when `RUST_LOG` is not set.
+pub const SERVING: &str = "info,tokio_postgres=warn,rdkafka=off";
+/// What a command that a person waits for logs when `RUST_LOG` is not set.
+pub const QUIET: &str = "warn,rdkafka=off";
+
 /// Installs the subscriber of this process. A second call leaves the first one in place.
-pub fn start(settings: &LogSettings) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,rdkafka=off"));
+pub fn start(settings: &LogSettings, default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

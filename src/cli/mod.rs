@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 
 pub use output::Output;
 
+use crate::app::telemetry;
 use crate::settings::LoadedSettings;
 
 /// A check that was answered with no.
@@ -57,7 +58,8 @@ pub fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error.into()),
     };
-    crate::app::telemetry::start(&loaded.settings.log);
+    let filter = if matches!(cli.command, CliCommand::Run(_)) { telemetry::SERVING } else { telemetry::QUIET };
+    telemetry::start(&loaded.settings.log, filter);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::Error::new(error).context("cannot start the async runtime")),
