@@ -1,2 +1,4 @@
+pub mod app;
+pub mod cli;
 pub mod engine;
 pub mod settings;

@@ -1,0 +1,3 @@
+//! What knows every room: roles, lifecycle, telemetry, development services.
+
+pub mod dev;
