@@ -65,7 +65,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let mut settings = LoadedSettings::load(None, &[])?.settings;
     telemetry::start(&settings.log, telemetry::QUIET);
     println!("Throughline: {} of the TPC-H order book, on a real Kafka and a real PostgreSQL", arguments.scale);
-    let services = Services::start_or_find(&settings).await.context("cannot bring the services up")?;
+    let services = Services::open(&settings).await.context("cannot bring the services up")?;
     settings.kafka.brokers = services.kafka_brokers().to_owned();
     settings.database.url = services.database_url().into();
     prefer_free_ports(&mut settings)?;

@@ -6,6 +6,7 @@
 mod command;
 mod config;
 mod db;
+pub mod dev;
 mod output;
 mod run;
 mod topics;
@@ -41,6 +42,8 @@ struct Cli {
 enum CliCommand {
     /// Run roles in this process: processor, relay, projection:NAME, projections, api; none = all
     Run(run::RunArgs),
+    /// Local Kafka and PostgreSQL for development and tests
+    Dev(dev::DevArgs),
     /// Create or check the topics
     Topics(topics::TopicsArgs),
     /// Create or check the database schema, roles and read tables
@@ -74,6 +77,7 @@ async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result
     let settings = &loaded.settings;
     match command {
         CliCommand::Run(args) => run::run(args, settings).await,
+        CliCommand::Dev(args) => dev::run(args, settings).await,
         CliCommand::Topics(args) => topics::run(args, settings).await,
         CliCommand::Db(args) => db::run(args, settings).await,
         CliCommand::Command(args) => command::run(args, settings).await,

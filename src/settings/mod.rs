@@ -15,7 +15,7 @@ mod secret;
 mod topics;
 
 pub use database::DatabaseSettings;
-pub use dev::DevSettings;
+pub use dev::{DevRunner, DevSettings};
 pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings};
 pub use kafka::KafkaSettings;
 pub use load::{LoadedSettings, SettingsError};
