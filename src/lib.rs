@@ -1,3 +1,4 @@
+pub mod avro;
 pub mod engine;
 pub mod orders;
 pub mod settings;
