@@ -63,7 +63,7 @@ enum Guard {
 }
 
 /// A probe of configured or found services.
-const PROBE_BOUND: Duration = Duration::from_secs(10);
+const PROBE_BOUND: Duration = Duration::from_secs(5);
 
 impl Services {
     /// The services of this directory: those that run already, or new ones that stop when the value is
@@ -186,13 +186,8 @@ impl Services {
     /// Leaves containers running; local processes always stop with their launcher.
     pub fn leave_running(mut self) {
         if let Some(Guard::Compose(_)) = &self.guard {
-            self.guard = None;
+            std::mem::forget(self.guard.take());
         }
-    }
-
-    /// Whether these are containers.
-    pub fn are_containers(&self) -> bool {
-        matches!(self.guard, Some(Guard::Compose(_)))
     }
 
     fn supervisor(&self) -> Result<&Supervisor, DevError> {
