@@ -226,10 +226,10 @@ impl Services {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Self::Compose(project) = self {
-            if let Err(error) = project.down(false) {
-                tracing::error!(%error, "containers were left running");
-            }
+        if let Self::Compose(project) = self
+            && let Err(error) = project.down(false)
+        {
+            tracing::error!(%error, "containers were left running");
         }
     }
 }
@@ -267,10 +267,10 @@ pub fn is_ours(settings: &Settings) -> Result<bool, DevError> {
 /// The last `lines` of the log of `kafka`, `postgres` or `supervisor`.
 pub fn log_text(settings: &DevSettings, name: &str, lines: usize) -> Result<String, DevError> {
     let layout = Layout::of(settings)?;
-    if layout.read_state().is_some_and(|state| state.runner == DevRunner::Compose) {
-        if let Some(project) = ComposeProject::find(settings)? {
-            return project.logs(name, lines);
-        }
+    if layout.read_state().is_some_and(|state| state.runner == DevRunner::Compose)
+        && let Some(project) = ComposeProject::find(settings)?
+    {
+        return project.logs(name, lines);
     }
     let path = layout.log(name);
     let text = std::fs::read(&path).map_err(DevError::file("read", &path))?;
