@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TopicSettings {
+    /// Put before every topic and group name; keeps several installations apart on one cluster.
+    pub prefix: String,
     /// Partitions of the events and results topics. Fixed at creation, for ever.
     pub event_partitions: i32,
     /// Partitions of each commands topic (lane).
@@ -22,6 +24,7 @@ pub struct TopicSettings {
 impl Default for TopicSettings {
     fn default() -> Self {
         Self {
+            prefix: String::new(),
             event_partitions: 6,
             command_partitions: 6,
             replication: 1,

@@ -1,0 +1,296 @@
+//! The handle of a group consumer: its options, its mailboxes, and what workers ask of its thread.
+//!
+//! States of a partition: assigned by Kafka -> claimed in PostgreSQL (epoch, offset) -> fetched ->
+//! revoked or lost. PostgreSQL is authoritative for where to start and who may act; Kafka's
+//! committed offset only follows. The thread itself is in [`super::poller`], what it does when the
+//! group changes in [`super::rebalance`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
+use super::KafkaError;
+use super::mailbox::{Claim, Mailbox};
+use super::poller::Poller;
+use super::rebalance::Rebalancer;
+use super::record::TopicPartition;
+
+/// What Kafka holds as committed for a partition: offset and metadata; none when nothing is.
+pub type Committed = Option<(i64, String)>;
+
+/// Decides where an assigned partition starts, and takes it over in PostgreSQL.
+///
+/// Called on the consumer's thread, where blocking is allowed.
+pub trait PartitionOwner: Send + Sync + 'static {
+    /// Claims `source`. `committed` is what Kafka holds; `watermarks` are the first offset kept and
+    /// the next one to be written. A claim outside the watermarks halts the partition.
+    fn claim(&self, source: &TopicPartition, committed: Committed, watermarks: (i64, i64))
+    -> Result<Claim, ClaimError>;
+}
+
+/// A claim that was not granted.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Try again: the database is away.
+    #[error("{0}")]
+    Transient(String),
+    /// This partition stops, loudly; the others go on.
+    #[error("{0}")]
+    Halt(String),
+}
+
+/// What a consumer is made of.
+pub struct ConsumerOptions {
+    /// From [`super::client::consumer`].
+    pub config: ClientConfig,
+    pub topics: Vec<String>,
+    /// One mailbox a worker; partition `p` goes to mailbox `p mod workers`.
+    pub workers: usize,
+    /// Records in one mailbox, at most.
+    pub queue_records_max: usize,
+    /// Bytes in one mailbox, at most, roughly.
+    pub queue_bytes_max: usize,
+    /// Ask Kafka for committed offsets before a claim (projections look for operator resets).
+    pub read_committed_offsets: bool,
+}
+
+/// A request to the broker made on the consumer's thread, at most.
+pub(super) const REQUEST_WAIT: Duration = Duration::from_secs(10);
+pub(super) const CLAIM_RETRY_WAIT: Duration = Duration::from_millis(250);
+/// A claim that keeps failing is logged again this often.
+const CLAIM_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What workers asked of the thread since its last turn.
+#[derive(Default)]
+pub(super) struct Requests {
+    pub(super) commits: HashMap<TopicPartition, (i64, String)>,
+    pub(super) reclaims: HashSet<TopicPartition>,
+    pub(super) pauses: HashSet<TopicPartition>,
+}
+
+/// How far the end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Running,
+    /// No polling; workers finish what they hold, the group still counts us in.
+    Draining,
+    /// Commit what is left and leave the group.
+    Leaving,
+}
+
+/// Shared by the handle, the thread and the rebalance callbacks.
+pub(super) struct Shared {
+    pub(super) group: String,
+    pub(super) owner: Box<dyn PartitionOwner>,
+    pub(super) mailboxes: Vec<Arc<Mailbox>>,
+    pub(super) read_committed_offsets: bool,
+    pub(super) requests: Mutex<Requests>,
+    pub(super) halted: Mutex<HashMap<TopicPartition, String>>,
+    /// Revoked since the thread last looked: what it fetched of them before is stale, even if they
+    /// were granted again meanwhile.
+    pub(super) revoked: Mutex<HashSet<TopicPartition>>,
+    /// A rebalance that could not be answered: the group would wait for ever, so the thread ends.
+    pub(super) failure: Mutex<Option<String>>,
+    phase: Mutex<Phase>,
+    phase_changed: Condvar,
+}
+
+/// The handle of a running consumer thread.
+pub struct Consumer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<std::thread::JoinHandle<Result<(), KafkaError>>>>,
+}
+
+impl Consumer {
+    /// Subscribes and starts the thread.
+    pub fn start(options: ConsumerOptions, owner: impl PartitionOwner) -> Result<Self, KafkaError> {
+        let group = options.config.get("group.id").unwrap_or_default().to_owned();
+        let mailbox = || Arc::new(Mailbox::new(options.queue_records_max, options.queue_bytes_max));
+        let shared = Arc::new(Shared {
+            group: group.clone(),
+            owner: Box::new(owner),
+            mailboxes: std::iter::repeat_with(mailbox).take(options.workers.max(1)).collect(),
+            read_committed_offsets: options.read_committed_offsets,
+            requests: Mutex::default(),
+            halted: Mutex::default(),
+            revoked: Mutex::default(),
+            failure: Mutex::default(),
+            phase: Mutex::new(Phase::Running),
+            phase_changed: Condvar::new(),
+        });
+        let consumer: BaseConsumer<Rebalancer> = options
+            .config
+            .create_with_context(Rebalancer::new(shared.clone()))
+            .map_err(|error| KafkaError::Settings(error.to_string()))?;
+        let topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics).map_err(KafkaError::at("subscribe"))?;
+        let poller = Poller::new(consumer, shared.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("consumer {group}"))
+            .spawn(move || poller.run())
+            .map_err(|error| KafkaError::Fatal(format!("cannot start the consumer thread: {error}")))?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// One mailbox a worker.
+    pub fn mailboxes(&self) -> &[Arc<Mailbox>] {
+        &self.shared.mailboxes
+    }
+
+    /// Lets Kafka's committed offset follow; the latest call for a partition wins. Dropped when the
+    /// partition is no longer claimed: its new owner commits for it.
+    pub fn commit(&self, source: &TopicPartition, next_offset: i64, metadata: String) {
+        lock(&self.shared.requests).commits.insert(source.clone(), (next_offset, metadata));
+    }
+
+    /// Drops the claim of `epoch` and claims anew, after a compare-and-set was lost while Kafka may
+    /// still assign the partition to us. Ignored when another claim took that one's place.
+    pub fn reclaim(&self, source: &TopicPartition, epoch: i64) {
+        if self.shared.mailbox(source).revoke_epoch(source, epoch) {
+            lock(&self.shared.requests).reclaims.insert(source.clone());
+        }
+    }
+
+    /// Stops one partition and keeps the reason; the others go on. It stays assigned, so that no
+    /// other member runs into the same trouble.
+    pub fn halt(&self, source: &TopicPartition, reason: String) {
+        self.shared.halt(source, reason);
+    }
+
+    /// Partitions that stopped, with their reasons.
+    pub fn halted(&self) -> HashMap<TopicPartition, String> {
+        lock(&self.shared.halted).clone()
+    }
+
+    /// Whether the thread has ended (by itself: a fatal client error).
+    pub fn is_finished(&self) -> bool {
+        lock(&self.thread).as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+    }
+
+    /// Stops polling and closes the mailboxes, so that workers finish what they hold. Does not
+    /// wait, and does not leave the group yet: offsets of that last work can still be committed.
+    pub fn begin_stop(&self) {
+        self.shared.enter(Phase::Draining);
+        for mailbox in &self.shared.mailboxes {
+            mailbox.close();
+        }
+    }
+
+    /// Commits what is left, leaves the group and ends the thread. Call after the workers ended.
+    ///
+    /// # Errors
+    /// The reason, where the thread ended by itself.
+    pub async fn stop(&self) -> Result<(), KafkaError> {
+        self.begin_stop();
+        self.shared.enter(Phase::Leaving);
+        let Some(thread) = lock(&self.thread).take() else { return Ok(()) };
+        tokio::task::spawn_blocking(move || thread.join())
+            .await
+            .map_err(|error| KafkaError::Fatal(error.to_string()))?
+            .unwrap_or_else(|_| Err(KafkaError::Fatal("the consumer thread panicked".into())))
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.begin_stop();
+        self.shared.enter(Phase::Leaving);
+    }
+}
+
+impl Shared {
+    pub(super) fn mailbox(&self, source: &TopicPartition) -> &Arc<Mailbox> {
+        let index = source.partition.unsigned_abs() as usize % self.mailboxes.len();
+        &self.mailboxes[index]
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        *lock(&self.phase) == Phase::Running
+    }
+
+    pub(super) fn enter(&self, phase: Phase) {
+        let mut current = lock(&self.phase);
+        if phase > *current {
+            *current = phase;
+        }
+        drop(current);
+        self.phase_changed.notify_all();
+    }
+
+    /// Waits until the workers are done and the handle lets the thread leave.
+    pub(super) fn wait_to_leave(&self) {
+        let phase = lock(&self.phase);
+        drop(
+            self.phase_changed
+                .wait_while(phase, |phase| *phase < Phase::Leaving)
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+    }
+
+    pub(super) fn halt(&self, source: &TopicPartition, reason: String) {
+        tracing::error!(group = self.group, partition = %source, reason, "partition halted; others go on");
+        metrics::counter!("throughline_partitions_halted_total", "group" => self.group.clone()).increment(1);
+        self.mailbox(source).revoke(source);
+        lock(&self.halted).insert(source.clone(), reason);
+        lock(&self.requests).pauses.insert(source.clone());
+    }
+
+    /// Claims until granted, halted, or no longer ours to claim. A claim that fails because
+    /// PostgreSQL is away is tried again for as long as the assignment lasts.
+    pub(super) fn claim(
+        &self,
+        consumer: &BaseConsumer<Rebalancer>,
+        source: &TopicPartition,
+        committed: &Committed,
+    ) -> Option<Claim> {
+        let mut logged: Option<Instant> = None;
+        loop {
+            if !self.is_running() || consumer.assignment_lost() {
+                return None;
+            }
+            match self.try_claim(consumer, source, committed) {
+                Ok(claim) => return Some(claim),
+                Err(ClaimError::Halt(reason)) => {
+                    self.halt(source, reason);
+                    return None;
+                }
+                Err(ClaimError::Transient(reason)) => {
+                    metrics::counter!("throughline_claim_retries_total", "group" => self.group.clone()).increment(1);
+                    if logged.is_none_or(|at| at.elapsed() > CLAIM_LOG_INTERVAL) {
+                        tracing::warn!(group = self.group, partition = %source, reason, "claim failed; trying again");
+                        logged = Some(Instant::now());
+                    }
+                    std::thread::sleep(CLAIM_RETRY_WAIT);
+                }
+            }
+        }
+    }
+
+    fn try_claim(
+        &self,
+        consumer: &BaseConsumer<Rebalancer>,
+        source: &TopicPartition,
+        committed: &Committed,
+    ) -> Result<Claim, ClaimError> {
+        let (first, next) = consumer
+            .fetch_watermarks(&source.topic, source.partition, REQUEST_WAIT)
+            .map_err(|error| ClaimError::Transient(format!("cannot read the offsets kept: {error}")))?;
+        let claim = self.owner.claim(source, committed.clone(), (first, next))?;
+        if (first..=next).contains(&claim.next_offset) {
+            return Ok(claim);
+        }
+        // Fetching there would fail, or be answered with records of another life of the topic.
+        Err(ClaimError::Halt(format!(
+            "offset {} of {source} is not there any more: Kafka keeps {first} to {next}. Records were dropped by \
+             retention, or the topic was created again.",
+            claim.next_offset
+        )))
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

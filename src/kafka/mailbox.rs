@@ -1,0 +1,215 @@
+//! The bounded hand-off between the consumer thread and one worker.
+//!
+//! The thread pushes while there is room; the worker takes whatever has gathered since its last
+//! batch. So batches grow with the backlog and stay small without one, by themselves. The mailbox
+//! also holds the claims: which partitions are ours, from which offset, under which epoch. A record
+//! of a partition that is no longer claimed never leaves the mailbox.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::record::{Record, TopicPartition};
+
+/// The right to consume one partition, as PostgreSQL granted it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Fencing token: an effect under an older epoch is refused.
+    pub epoch: i64,
+    /// Offset of the next record to handle.
+    pub next_offset: i64,
+    /// Last sequence number applied; projections only.
+    pub seq: i64,
+}
+
+/// What a worker takes: records in order per partition, and the claims they stand under.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub records: Vec<Record>,
+    pub claims: HashMap<TopicPartition, Claim>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: VecDeque<Record>,
+    bytes: usize,
+    claims: HashMap<TopicPartition, Claim>,
+    closed: bool,
+}
+
+/// The hand-off. One thread pushes, one worker takes.
+#[derive(Debug)]
+pub struct Mailbox {
+    state: Mutex<State>,
+    filled: Notify,
+    drained: Condvar,
+    records_max: usize,
+    bytes_max: usize,
+}
+
+impl Mailbox {
+    /// A mailbox that holds `records_max` records and about `bytes_max` bytes, at most.
+    pub fn new(records_max: usize, bytes_max: usize) -> Self {
+        Self { state: Mutex::default(), filled: Notify::new(), drained: Condvar::new(), records_max, bytes_max }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Takes what has gathered, within the bounds but at least one record; waits for the first.
+    /// `None` when the consumer has stopped and nothing is left to do.
+    pub async fn take(&self, records_max: usize, bytes_max: usize) -> Option<Batch> {
+        loop {
+            if let Some(batch) = self.try_take(records_max, bytes_max) {
+                return Some(batch);
+            }
+            if self.lock().closed {
+                return None;
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// As [`Mailbox::take`], without waiting.
+    pub fn try_take(&self, records_max: usize, bytes_max: usize) -> Option<Batch> {
+        let mut state = self.lock();
+        let mut batch = Batch::default();
+        let mut bytes = 0;
+        while let Some(record) = state.records.front() {
+            let weight = record.weight();
+            if batch.records.len() == records_max || (bytes + weight > bytes_max && !batch.records.is_empty()) {
+                break;
+            }
+            bytes += weight;
+            let Some(record) = state.records.pop_front() else { break };
+            state.bytes -= weight.min(state.bytes);
+            if !batch.claims.contains_key(&record.source) {
+                match state.claims.get(&record.source) {
+                    Some(claim) => batch.claims.insert(record.source.clone(), claim.clone()),
+                    None => continue,
+                };
+            }
+            // Below the claim: fetched before the claim moved on.
+            if batch.claims.get(&record.source).is_some_and(|claim| record.offset >= claim.next_offset) {
+                batch.records.push(record);
+            }
+        }
+        drop(state);
+        self.drained.notify_all();
+        (!batch.records.is_empty()).then_some(batch)
+    }
+
+    /// Waits until something has gathered; true unless the mailbox is closed and empty.
+    pub async fn wait_filled(&self) -> bool {
+        loop {
+            {
+                let state = self.lock();
+                if !state.records.is_empty() {
+                    return true;
+                }
+                if state.closed {
+                    return false;
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// Records waiting.
+    pub fn len(&self) -> usize {
+        self.lock().records.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Moves a claim forward after its effect was committed. Ignored when the claim has changed.
+    pub fn advance(&self, source: &TopicPartition, claim: &Claim) {
+        let mut state = self.lock();
+        if let Some(held) = state.claims.get_mut(source).filter(|held| held.epoch == claim.epoch) {
+            *held = claim.clone();
+        }
+    }
+
+    /// The claims held now.
+    pub fn claims(&self) -> HashMap<TopicPartition, Claim> {
+        self.lock().claims.clone()
+    }
+
+    /// Whether this claim is still the one held.
+    pub fn holds(&self, source: &TopicPartition, epoch: i64) -> bool {
+        self.lock().claims.get(source).is_some_and(|held| held.epoch == epoch)
+    }
+
+    pub(super) fn push(&self, records: Vec<Record>) {
+        let mut state = self.lock();
+        if state.closed {
+            return;
+        }
+        for record in records {
+            state.bytes += record.weight();
+            state.records.push_back(record);
+        }
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// Waits for room, at most `wait`; whether there is room.
+    pub(super) fn wait_for_room(&self, wait: Duration) -> bool {
+        let full = |state: &mut State| state.records.len() >= self.records_max || state.bytes >= self.bytes_max;
+        let (mut state, _) = self
+            .drained
+            .wait_timeout_while(self.lock(), wait, |state| full(state) && !state.closed)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        !full(&mut state)
+    }
+
+    pub(super) fn grant(&self, source: TopicPartition, claim: Claim) {
+        let mut state = self.lock();
+        Self::forget(&mut state, &source);
+        state.claims.insert(source, claim);
+    }
+
+    pub(super) fn revoke(&self, source: &TopicPartition) {
+        let mut state = self.lock();
+        Self::forget(&mut state, source);
+        state.claims.remove(source);
+    }
+
+    /// Whether the partition is claimed, under any epoch.
+    pub(super) fn claims_partition(&self, source: &TopicPartition) -> bool {
+        self.lock().claims.contains_key(source)
+    }
+
+    /// Drops the claim if it is of `epoch`; whether it was.
+    pub(super) fn revoke_epoch(&self, source: &TopicPartition, epoch: i64) -> bool {
+        let mut state = self.lock();
+        if state.claims.get(source).is_none_or(|held| held.epoch != epoch) {
+            return false;
+        }
+        Self::forget(&mut state, source);
+        state.claims.remove(source);
+        true
+    }
+
+    /// Nothing more is handed out. The claims stay: a worker may be finishing its last batch.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.records.clear();
+        state.bytes = 0;
+        drop(state);
+        self.drained.notify_all();
+        self.filled.notify_one();
+    }
+
+    fn forget(state: &mut State, source: &TopicPartition) {
+        state.records.retain(|record| record.source != *source);
+        state.bytes = state.records.iter().map(Record::weight).sum();
+    }
+}

@@ -1,0 +1,198 @@
+//! Topics: which there are, how they are shaped, created and checked.
+
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::{KafkaError, client};
+use crate::settings::{KafkaSettings, TopicSettings};
+
+/// Names of one context's topics and consumer groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicNames {
+    /// `topics.prefix` and the context: `orders`, or `staging-orders`.
+    base: String,
+}
+
+impl TopicNames {
+    /// The names of `context` under the configured prefix.
+    pub fn new(context: &str, settings: &TopicSettings) -> Self {
+        Self { base: format!("{}{context}", settings.prefix) }
+    }
+
+    /// The lanes of the commands, by falling priority.
+    pub fn lanes(&self) -> [String; 3] {
+        ["-priority", "", "-bulk"].map(|lane| format!("{}-commands{lane}", self.base))
+    }
+
+    /// The lane of commands that name none.
+    pub fn commands(&self) -> String {
+        format!("{}-commands", self.base)
+    }
+
+    /// Where accepted commands wait that found the queue full.
+    pub fn overflow(&self) -> String {
+        format!("{}-commands-overflow", self.base)
+    }
+
+    pub fn events(&self) -> String {
+        format!("{}-events", self.base)
+    }
+
+    pub fn results(&self) -> String {
+        format!("{}-command-results", self.base)
+    }
+
+    /// Group of the processors of one lane (0 priority, 1 normal, 2 bulk). A lane has its own, so
+    /// that its lag reads by itself and its back-pressure is its own.
+    pub fn processor_group(&self, lane: usize) -> String {
+        format!("{}-processor{}", self.base, ["-priority", "", "-bulk"][lane])
+    }
+
+    /// Group of one projection.
+    pub fn projection_group(&self, projection: &str) -> String {
+        format!("{}-projection-{projection}", self.base)
+    }
+}
+
+/// One topic as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSpec {
+    pub name: String,
+    pub partitions: i32,
+    pub replication: i32,
+    pub config: Vec<(&'static str, String)>,
+}
+
+/// Every topic of a context.
+pub fn specs(names: &TopicNames, settings: &TopicSettings) -> Vec<TopicSpec> {
+    let in_sync = if settings.replication >= 3 { "2" } else { "1" };
+    let durable = || vec![("cleanup.policy", "delete".to_owned()), ("min.insync.replicas", in_sync.to_owned())];
+    let mut specs = Vec::new();
+    let hours = u64::from(settings.command_retention_hours);
+    for name in names.lanes().into_iter().chain([names.overflow()]) {
+        let mut config = durable();
+        config.push(("retention.ms", (hours * 3_600_000).to_string()));
+        config.push(("max.message.bytes", settings.command_record_bytes_max.to_string()));
+        specs.push(TopicSpec {
+            name,
+            partitions: settings.command_partitions,
+            replication: settings.replication,
+            config,
+        });
+    }
+    // Events are kept for ever: replay and new consumers depend on it.
+    for (name, retention) in [(names.events(), "-1".to_owned()), (names.results(), (hours * 3_600_000).to_string())] {
+        let mut config = durable();
+        config.push(("retention.ms", retention));
+        config.push(("retention.bytes", "-1".to_owned()));
+        specs.push(TopicSpec {
+            name,
+            partitions: settings.event_partitions,
+            replication: settings.replication,
+            config,
+        });
+    }
+    specs
+}
+
+/// What is wrong with one topic.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Mismatch {
+    pub topic: String,
+    /// For people, with the next step.
+    pub problem: String,
+}
+
+/// Creates the topics that are missing. Returns their names. Existing ones are left as they are:
+/// [`check`] tells whether they fit.
+pub async fn apply(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<String>, KafkaError> {
+    let admin = admin(settings)?;
+    let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
+    let options = AdminOptions::new().request_timeout(Some(wait)).operation_timeout(Some(wait));
+    let new: Vec<NewTopic<'_>> = specs
+        .iter()
+        .map(|spec| {
+            let topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(spec.replication));
+            spec.config.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
+        })
+        .collect();
+    let results = admin.create_topics(&new, &options).await.map_err(|error| connect_error(settings, &error))?;
+    let mut created = Vec::new();
+    for result in results {
+        match result {
+            Ok(name) => created.push(name),
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, code)) => {
+                return Err(KafkaError::Topic(format!(
+                    "cannot create topic {name}: {code}. Check topics.replication and the user's rights."
+                )));
+            }
+        }
+    }
+    Ok(created)
+}
+
+/// Holds the topics against their specification.
+pub async fn check(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<Mismatch>, KafkaError> {
+    let admin = admin(settings)?;
+    let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
+    let mut mismatches = Vec::new();
+    let mut present = Vec::new();
+    {
+        let metadata = admin.inner().fetch_metadata(None, wait).map_err(|error| connect_error(settings, &error))?;
+        for spec in specs {
+            let found =
+                metadata.topics().iter().find(|topic| topic.name() == spec.name && !topic.partitions().is_empty());
+            match found {
+                None => mismatches.push(Mismatch {
+                    topic: spec.name.clone(),
+                    problem: "does not exist; run `throughline topics apply`".into(),
+                }),
+                Some(topic) if topic.partitions().len() as i32 != spec.partitions => mismatches.push(Mismatch {
+                    topic: spec.name.clone(),
+                    problem: format!(
+                        "has {} partitions, the settings say {}. A partition count is fixed at creation, since growth \
+                         re-hashes keys and breaks the order of streams: set it back, or start with new topics",
+                        topic.partitions().len(),
+                        spec.partitions
+                    ),
+                }),
+                Some(_) => present.push(spec),
+            }
+        }
+    }
+    let resources: Vec<_> = present.iter().map(|spec| ResourceSpecifier::Topic(&spec.name)).collect();
+    let options = AdminOptions::new().request_timeout(Some(wait));
+    let configs =
+        admin.describe_configs(&resources, &options).await.map_err(|error| connect_error(settings, &error))?;
+    for (spec, config) in present.iter().zip(configs) {
+        let config = config.map_err(|code| {
+            KafkaError::Topic(format!("cannot read the configuration of topic {}: {code}", spec.name))
+        })?;
+        for (key, wanted) in &spec.config {
+            let found = config.get(key).and_then(|entry| entry.value.clone()).unwrap_or_default();
+            if found != *wanted {
+                mismatches.push(Mismatch {
+                    topic: spec.name.clone(),
+                    problem: format!(
+                        "has {key}={found}, wanted {wanted}; change it with Kafka's own kafka-configs tool"
+                    ),
+                });
+            }
+        }
+    }
+    Ok(mismatches)
+}
+
+fn admin(settings: &KafkaSettings) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
+    client::pass_through(client::base(settings), settings, |_| true)
+        .create()
+        .map_err(|error| KafkaError::Settings(error.to_string()))
+}
+
+fn connect_error(settings: &KafkaSettings, error: &rdkafka::error::KafkaError) -> KafkaError {
+    KafkaError::Connect { brokers: settings.brokers.clone(), reason: error.to_string() }
+}

@@ -1,0 +1,75 @@
+//! Outcomes of commands, as status queries and the sync path read them. Written by the processor.
+
+use jiff::Timestamp;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use super::StoreError;
+
+/// What became of one command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub command_id: Uuid,
+    pub stream_id: Uuid,
+    /// First 16 bytes of the SHA-256 of the payload that was decided.
+    pub payload_hash: Vec<u8>,
+    pub accepted: bool,
+    /// Refusal code; none when accepted.
+    pub code: Option<String>,
+    pub reason: Option<String>,
+    /// Stream version after the command; none when it was refused before loading.
+    pub version: Option<i64>,
+    /// Partition of the events topic.
+    pub partition: i32,
+    /// Sequence number of its last event there; none when refused.
+    pub seq: Option<i64>,
+    pub correlation_id: String,
+    pub decided_at: Timestamp,
+}
+
+impl Outcome {
+    /// The public form: the answer of `GET /api/commands/{id}` and the value on the results topic.
+    pub fn to_json(&self) -> serde_json::Value {
+        let position = self.seq.map(|seq| serde_json::json!({"partition": self.partition, "seq": seq}));
+        serde_json::json!({
+            "commandId": self.command_id,
+            "orderId": self.stream_id,
+            "status": if self.accepted { "accepted" } else { "refused" },
+            "code": self.code,
+            "reason": self.reason,
+            "version": self.version,
+            "position": position,
+            "correlationId": self.correlation_id,
+            "decidedAt": self.decided_at.to_string(),
+        })
+    }
+}
+
+/// The outcomes of `ids` that exist, in no order. Looks in every destination partition: a status
+/// query knows the id alone.
+pub async fn outcomes(client: &Client, ids: &[Uuid]) -> Result<Vec<Outcome>, StoreError> {
+    // The leading key columns are enumerated so that each probe is an index look-up.
+    let statement = "
+        select c.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version,
+               c.partition, c.seq, c.correlation_id, c.decided_at
+        from throughline.topics t
+        cross join generate_series(0, t.partitions - 1) p
+        join throughline.commands c on c.partition = p and c.topic = t.id and c.command_id = any($1)";
+    let rows = client.query(statement, &[&ids]).await.map_err(StoreError::at("read outcomes of commands"))?;
+    Ok(rows
+        .iter()
+        .map(|row| Outcome {
+            command_id: row.get(0),
+            stream_id: row.get(1),
+            payload_hash: row.get(2),
+            accepted: row.get(3),
+            code: row.get(4),
+            reason: row.get(5),
+            version: row.get(6),
+            partition: row.get(7),
+            seq: row.get(8),
+            correlation_id: row.get(9),
+            decided_at: row.get(10),
+        })
+        .collect())
+}

@@ -1,0 +1,120 @@
+//! Migrations: numbered SQL files, applied once each, in order, under one lock.
+
+use sha2::{Digest, Sha256};
+use tokio_postgres::Client;
+
+use super::StoreError;
+
+/// One numbered step. Never edited once released: add another.
+pub struct Migration {
+    pub number: i32,
+    pub name: &'static str,
+    sql: &'static str,
+}
+
+/// All steps of this program, ascending.
+pub const MIGRATIONS: [Migration; 2] = [
+    Migration { number: 1, name: "store", sql: include_str!("migrations/0001_store.sql") },
+    Migration { number: 2, name: "roles", sql: include_str!("migrations/0002_roles.sql") },
+];
+
+/// Serializes migrating processes of one database. Any constant would do; never change it.
+const LOCK: i64 = 0x7468_726f_7567_686c;
+
+/// Applies what is missing, each step in its own transaction. Returns the names applied.
+///
+/// # Errors
+/// A database that holds a step this program does not know (it is newer), or one whose text
+/// differs, is left alone and explained.
+pub async fn apply(client: &mut Client) -> Result<Vec<&'static str>, StoreError> {
+    client
+        .batch_execute(&format!("select pg_advisory_lock({LOCK})"))
+        .await
+        .map_err(StoreError::at("lock migrations"))?;
+    let applied = apply_locked(client).await;
+    client
+        .batch_execute(&format!("select pg_advisory_unlock({LOCK})"))
+        .await
+        .map_err(StoreError::at("unlock migrations"))?;
+    applied
+}
+
+async fn apply_locked(client: &mut Client) -> Result<Vec<&'static str>, StoreError> {
+    client
+        .batch_execute(
+            "create schema if not exists throughline;
+             create table if not exists throughline.migrations (
+                 number int primary key, name text not null, sha256 text not null,
+                 applied_at timestamptz not null default now())",
+        )
+        .await
+        .map_err(StoreError::at("create the table of migrations"))?;
+    let mut applied = Vec::new();
+    for migration in missing(client).await? {
+        let transaction = client.transaction().await.map_err(StoreError::at("begin a migration"))?;
+        transaction.batch_execute(migration.sql).await.map_err(StoreError::at(migration.name))?;
+        transaction
+            .execute(
+                "insert into throughline.migrations (number, name, sha256) values ($1, $2, $3)",
+                &[&migration.number, &migration.name, &fingerprint(migration)],
+            )
+            .await
+            .map_err(StoreError::at("record a migration"))?;
+        transaction.commit().await.map_err(StoreError::at("commit a migration"))?;
+        applied.push(migration.name);
+    }
+    Ok(applied)
+}
+
+/// The steps that the database lacks; an error where it holds a step that this program lacks.
+pub async fn missing(client: &Client) -> Result<Vec<&'static Migration>, StoreError> {
+    let known: bool = client
+        .query_one("select to_regclass('throughline.migrations') is not null", &[])
+        .await
+        .map_err(StoreError::at("look for migrations"))?
+        .get(0);
+    if !known {
+        return Ok(MIGRATIONS.iter().collect());
+    }
+    let rows = client
+        .query("select number, name, sha256 from throughline.migrations order by number", &[])
+        .await
+        .map_err(StoreError::at("read migrations"))?;
+    let mut missing: Vec<&'static Migration> = MIGRATIONS.iter().collect();
+    for row in rows {
+        let (number, name, sha256): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+        let Some(index) = missing.iter().position(|migration| migration.number == number) else {
+            return Err(StoreError::Schema(format!(
+                "the database was migrated by a newer version of this program: it holds migration {number} \
+                 ({name}), this program knows {} at most. Run that version, or a newer one.",
+                MIGRATIONS.last().map_or(0, |last| last.number)
+            )));
+        };
+        let migration = missing.remove(index);
+        if fingerprint(migration) != sha256 {
+            return Err(StoreError::Schema(format!(
+                "migration {number} ({name}) of this program differs from the one that the database holds. \
+                 A released migration is never edited: restore it and add another step."
+            )));
+        }
+    }
+    Ok(missing)
+}
+
+/// Fails unless every step is applied, and says what to run.
+pub async fn check(client: &Client) -> Result<(), StoreError> {
+    let missing = missing(client).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(|migration| migration.name).collect();
+    Err(StoreError::Schema(format!(
+        "the database lacks {} migration(s): {}. Run `throughline db apply`.",
+        names.len(),
+        names.join(", ")
+    )))
+}
+
+fn fingerprint(migration: &Migration) -> String {
+    Sha256::digest(migration.sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
