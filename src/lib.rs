@@ -24,7 +24,7 @@
 //! | [`api`] | HTTP server, admission, problems, health | the rooms above, no context |
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
-| [`crash`] | named places to die, for tests of recovery | nothing of ours |
+//! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
 //!
 //! # Invariants
 //! 1. One outcome per command id; a command delivered twice acts once: its id, its events and the
@@ -45,5 +45,6 @@ pub mod crash;
 pub mod engine;
 pub mod kafka;
 pub mod orders;
+pub mod relay;
 pub mod settings;
 pub mod store;

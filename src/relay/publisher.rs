@@ -50,6 +50,34 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// How much it explains.
+    fn rank(&self) -> u8 {
+        match (&self.record, self.code) {
+            (None, _) => 1,
+            (
+                Some(_),
+                Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::Fatal) | None,
+            ) => 0,
+            (Some(_), Some(_)) => 2,
+        }
+    }
+
+    /// Whether only an operator can help, and only this partition is concerned.
+    pub fn is_lasting(&self) -> bool {
+        matches!(
+            self.code,
+            Some(
+                RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::UnknownTopicOrPartition
+                    | RDKafkaErrorCode::UnknownTopic
+                    | RDKafkaErrorCode::UnknownPartition
+                    | RDKafkaErrorCode::InvalidTopic
+                    | RDKafkaErrorCode::InvalidRecord
+                    | RDKafkaErrorCode::PolicyViolation
+            )
+        )
+    }
+
     /// Whether the broker found the request of that record too large.
     pub fn is_too_large(&self) -> bool {
         matches!(
@@ -87,13 +115,19 @@ pub struct Deliveries {
 
 impl Deliveries {
     fn fail(&self, failure: Failure) {
-        let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if first.is_none() {
-            *first = Some(failure);
-            self.failed.store(true, Ordering::Release);
+        let mut told = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first of its rank: a fatal error is announced before the record that caused it.
+        if told.as_ref().is_none_or(|told| told.rank() < failure.rank()) {
+            *told = Some(failure);
         }
-        drop(first);
+        drop(told);
+        self.failed.store(true, Ordering::Release);
         self.progress.notify_one();
+    }
+
+    /// What ended the generation, as far as reports came in.
+    pub fn failure(&self) -> Option<Failure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn settle(&self, delivery: &Delivery) {
@@ -184,7 +218,7 @@ pub enum Handed {
     Full,
     /// The client refuses the record for its size.
     TooLarge,
-    /// The generation is over; see [`Publisher::failure`].
+    /// The generation is over.
     Failed,
 }
 
@@ -275,16 +309,20 @@ impl Publisher {
         self.deliveries().bytes.load(Ordering::Acquire)
     }
 
-    /// What ended this generation, if anything did.
-    pub fn failure(&self) -> Option<Failure> {
-        let deliveries = self.deliveries();
-        if !deliveries.failed.load(Ordering::Acquire) {
-            return None;
-        }
-        deliveries.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Whether the generation is over.
+    pub fn has_failed(&self) -> bool {
+        self.deliveries().failed.load(Ordering::Acquire)
     }
 
-    fn deliveries(&self) -> &Deliveries {
+    /// Ends the generation with all it still holds, and says what it failed from. Blocks.
+    pub fn end(self) -> Option<Failure> {
+        let deliveries = self.deliveries().clone();
+        // The reports of what is dropped tell which record caused a fatal error.
+        drop(self);
+        deliveries.failure()
+    }
+
+    fn deliveries(&self) -> &Arc<Deliveries> {
         use rdkafka::producer::Producer;
         self.producer.client().context()
     }

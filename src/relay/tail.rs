@@ -131,6 +131,7 @@ fn read_windows(
     }
     let names: HashMap<&str, Arc<str>> =
         requests.iter().map(|request| (request.target.topic.as_ref(), request.target.topic.clone())).collect();
+    let mut ends: HashMap<i32, usize> = HashMap::new();
     let deadline = Instant::now() + wait;
     while !open.is_empty() && Instant::now() < deadline {
         match consumer.poll(POLL_WAIT) {
@@ -149,11 +150,15 @@ fn read_windows(
                     open.retain(|_, open| *open != index);
                 }
             }
-            // Behind the last record stood something that is none, such as a transaction's marker.
-            Some(Err(ClientError::PartitionEOF(partition))) => open.retain(|(_, open), _| *open != partition || {
-                // The event names no topic: only the deadline or a record settles an ambiguous one.
-                requests.iter().filter(|request| request.target.partition == partition).count() > 1
-            }),
+            // What stands behind the last record is none, such as a transaction's marker. The event
+            // names no topic, so all assigned partitions of that number must have come to their end.
+            Some(Err(ClientError::PartitionEOF(partition))) => {
+                let ended = ends.entry(partition).or_insert(0);
+                *ended += 1;
+                if *ended == assignment.elements().iter().filter(|element| element.partition() == partition).count() {
+                    open.retain(|(_, open), _| *open != partition);
+                }
+            }
             Some(Err(error)) if error.rdkafka_error_code().is_some_and(is_lasting) => {
                 for index in open.drain().map(|(_, index)| index) {
                     tails[index] = Err(KafkaError::Request { step: "read a partition's end", source: error.clone() });
