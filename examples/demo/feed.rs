@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
 use throughline::kafka::client;
 use throughline::settings::KafkaSettings;
 
@@ -49,13 +49,16 @@ pub fn send(
         let mut record = BaseRecord::to(topic).key(&key).payload(&command.value);
         while failure.is_none() {
             match producer.send(record) {
-                Ok(()) => break,
+                Ok(()) => return,
                 // The client's own queue is bounded: the book waits for Kafka.
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned)) => {
                     record = returned;
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                Err((error, _)) => failure = Some(error),
+                Err((error, _)) => {
+                    failure = Some(error);
+                    return;
+                }
             }
         }
     });
@@ -70,6 +73,5 @@ pub fn send(
     if deliveries.failed.load(Ordering::Relaxed) > 0 {
         bail!("Kafka did not take {} commands", deliveries.failed.load(Ordering::Relaxed));
     }
-    drop(producer.flush(Duration::from_secs(1)));
     Ok(expected)
 }

@@ -66,8 +66,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     telemetry::start(&settings.log, telemetry::QUIET);
     println!("Throughline: {} of the TPC-H order book, on a real Kafka and a real PostgreSQL", arguments.scale);
     let services = Services::open(&settings).await.context("cannot bring the services up")?;
-    settings.kafka.brokers = services.kafka_brokers().to_owned();
-    settings.database.url = services.database_url().into();
+    settings.kafka.brokers = services.kafka_brokers.clone();
+    settings.database.url = services.database_url.as_str().into();
     prefer_free_ports(&mut settings)?;
 
     install::ready(&settings).await?;

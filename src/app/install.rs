@@ -3,7 +3,11 @@
 use anyhow::bail;
 
 use crate::kafka::client;
+use std::sync::Arc;
+
+use crate::avro;
 use crate::kafka::topics::{self, TopicNames, TopicSpec};
+use crate::orders::{self, OrdersCodec};
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, connect, destinations, migrate, partitions};
 
@@ -27,6 +31,7 @@ pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> 
     for topic in [names.events(), names.results()] {
         destinations::register(&mut client, &topic, settings.topics.event_partitions).await?;
     }
+    avro::ids::register(&client, &orders::schemas::catalogue()?).await?;
     let turn = partitions::maintain(&client, &settings.database).await?;
     if turn.created > 0 {
         applied.push(format!("{} time partitions", turn.created));
@@ -58,4 +63,16 @@ pub async fn ready(settings: &Settings) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// The codec of the orders context, with the schema ids that the database gave.
+///
+/// # Errors
+/// Refuses when the store holds events of a version that this program cannot read.
+pub async fn orders_codec(settings: &Settings) -> anyhow::Result<Arc<OrdersCodec>> {
+    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+    let catalogue = orders::schemas::catalogue()?;
+    let ids = avro::ids::load(&client, &catalogue).await?;
+    avro::ids::check_store(&client, &catalogue, &ids).await?;
+    Ok(Arc::new(OrdersCodec::new(&ids)?))
 }

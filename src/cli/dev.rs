@@ -171,8 +171,13 @@ fn print_addresses(services: &Services) {
 
 fn env(settings: &Settings) -> anyhow::Result<ExitCode> {
     let layout = Layout::of(&settings.dev)?;
+    let configured = !settings.database.url.is_empty() && !dev::is_ours(settings)?;
     let mut lines = Vec::new();
     match layout.running() {
+        _ if configured => {
+            lines.push(("KAFKA_BROKERS", settings.kafka.brokers.clone()));
+            lines.push(("DATABASE_URL", settings.database.url.expose().to_owned()));
+        }
         Some(state) => {
             lines.push(("KAFKA_BROKERS", state.kafka_brokers.clone()));
             lines.push(("DATABASE_URL", state.database_url.clone()));
@@ -180,10 +185,6 @@ fn env(settings: &Settings) -> anyhow::Result<ExitCode> {
                 lines.push(("KAFKA_CLASSPATH", format!("{}/*", jars.display())));
                 lines.push(("KAFKA_BIN", layout.bin().display().to_string()));
             }
-        }
-        None if !settings.database.url.is_empty() && !dev::is_ours(settings)? => {
-            lines.push(("KAFKA_BROKERS", settings.kafka.brokers.clone()));
-            lines.push(("DATABASE_URL", settings.database.url.expose().to_owned()));
         }
         None => return Err(dev::DevError::NotRunning(layout.root).into()),
     }

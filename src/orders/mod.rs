@@ -7,8 +7,12 @@ pub mod codec;
 pub mod command;
 mod command_fault;
 pub mod command_json;
+#[cfg(test)]
+mod command_tests;
 mod context;
 pub mod domain;
+#[cfg(test)]
+mod golden;
 mod public_json;
 pub mod schemas;
 mod wire;

@@ -63,7 +63,7 @@ enum Guard {
 }
 
 /// A probe of configured or found services.
-const PROBE_BOUND: Duration = Duration::from_secs(10);
+const PROBE_BOUND: Duration = Duration::from_secs(5);
 
 impl Services {
     /// The services of this directory: those that run already, or new ones that stop when the value is
@@ -186,13 +186,8 @@ impl Services {
     /// Leaves containers running; local processes always stop with their launcher.
     pub fn leave_running(mut self) {
         if let Some(Guard::Compose(_)) = &self.guard {
-            self.guard = None;
+            std::mem::forget(self.guard.take());
         }
-    }
-
-    /// Whether these are containers.
-    pub fn are_containers(&self) -> bool {
-        matches!(self.guard, Some(Guard::Compose(_)))
     }
 
     fn supervisor(&self) -> Result<&Supervisor, DevError> {
@@ -231,10 +226,10 @@ impl Services {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Self::Compose(project) = self {
-            if let Err(error) = project.down(false) {
-                tracing::error!(%error, "containers were left running");
-            }
+        if let Self::Compose(project) = self
+            && let Err(error) = project.down(false)
+        {
+            tracing::error!(%error, "containers were left running");
         }
     }
 }
@@ -272,10 +267,10 @@ pub fn is_ours(settings: &Settings) -> Result<bool, DevError> {
 /// The last `lines` of the log of `kafka`, `postgres` or `supervisor`.
 pub fn log_text(settings: &DevSettings, name: &str, lines: usize) -> Result<String, DevError> {
     let layout = Layout::of(settings)?;
-    if layout.read_state().is_some_and(|state| state.runner == DevRunner::Compose) {
-        if let Some(project) = ComposeProject::find(settings)? {
-            return project.logs(name, lines);
-        }
+    if layout.read_state().is_some_and(|state| state.runner == DevRunner::Compose)
+        && let Some(project) = ComposeProject::find(settings)?
+    {
+        return project.logs(name, lines);
     }
     let path = layout.log(name);
     let text = std::fs::read(&path).map_err(DevError::file("read", &path))?;

@@ -287,10 +287,10 @@ fn give(path: &Path, run_as: Option<RunAs>) -> Result<(), DevError> {
 /// The superuser's password: made once, in a file that only its owner reads.
 fn password(home: &Path, run_as: Option<RunAs>) -> Result<String, DevError> {
     let path = home.join("password");
-    if let Ok(password) = std::fs::read_to_string(&path) {
-        if !password.trim().is_empty() {
-            return Ok(password.trim().to_owned());
-        }
+    if let Ok(password) = std::fs::read_to_string(&path)
+        && !password.trim().is_empty()
+    {
+        return Ok(password.trim().to_owned());
     }
     let password = format!("{:032x}", rand::random::<u128>());
     write_private(&path, password.as_bytes())?;

@@ -157,10 +157,10 @@ impl State {
 
     /// Ends whatever of it still runs: gently, then by force after `bound`.
     pub(super) fn end(&self, bound: Duration) {
-        if let Some(owner) = &self.owner {
-            if Identity::own().as_ref() != Some(owner) {
-                owner.end(Signal::SIGTERM, bound);
-            }
+        if let Some(owner) = &self.owner
+            && Identity::own().as_ref() != Some(owner)
+        {
+            owner.end(Signal::SIGTERM, bound);
         }
         // Together: each is told before either is waited for.
         let leftovers = [(&self.kafka, Signal::SIGTERM), (&self.postgres, Signal::SIGINT)];

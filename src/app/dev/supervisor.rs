@@ -50,7 +50,7 @@ pub(super) async fn open(settings: DevSettings, report: Report, cancel: CancelFl
     let (tell_failed, failed) = watch::channel(None);
     let (tell, told) = oneshot::channel();
     let body = move || match find_or_start(settings, &report, &cancel) {
-        Ok(Beginning::Found(state)) => drop(tell.send(Ok((state, false)))),
+        Ok(Beginning::Found(state)) => drop(tell.send(Ok((*state, false)))),
         Ok(Beginning::Started(mut pair)) => {
             // Nobody waits any more: then nobody would stop them either.
             if tell.send(Ok((pair.state.clone(), true))).is_err() {
@@ -109,7 +109,7 @@ impl Drop for Supervisor {
 }
 
 enum Beginning {
-    Found(State),
+    Found(Box<State>),
     Started(Box<Pair>),
 }
 
@@ -121,7 +121,7 @@ fn find_or_start(settings: DevSettings, report: &Report, cancel: &CancelFlag) ->
     let _lock = layout.lock(lock_bound, cancel)?;
     if let Some(state) = layout.read_state() {
         if state.ready && state.is_alive() {
-            return Ok(Beginning::Found(state));
+            return Ok(Beginning::Found(Box::new(state)));
         }
         // Starts happen under the lock that we hold, so a living owner is stopping, or has lost a service.
         wait_until(stop_bound, || !state.is_owned() || layout.read_state().is_none());
