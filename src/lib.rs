@@ -45,5 +45,6 @@ pub mod crash;
 pub mod engine;
 pub mod kafka;
 pub mod orders;
+pub mod relay;
 pub mod settings;
 pub mod store;
