@@ -1,4 +1,6 @@
+pub mod avro;
 pub mod engine;
 pub mod kafka;
+pub mod orders;
 pub mod settings;
 pub mod store;
