@@ -1,6 +1,8 @@
 pub mod avro;
+pub mod crash;
 pub mod engine;
 pub mod kafka;
 pub mod orders;
+pub mod projection;
 pub mod settings;
 pub mod store;
