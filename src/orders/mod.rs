@@ -9,6 +9,7 @@ mod command_fault;
 pub mod command_json;
 mod context;
 pub mod domain;
+pub mod projections;
 mod public_json;
 pub mod schemas;
 mod wire;
