@@ -74,15 +74,12 @@ pub fn topic_id<C: ClientContext>(
         }
         let description = *described;
         let error = sys::rd_kafka_TopicDescription_error(description);
-        if !error.is_null()
-            && sys::rd_kafka_error_code(error) != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
-        {
+        if !error.is_null() && sys::rd_kafka_error_code(error) != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(failed(text(sys::rd_kafka_error_string(error))));
         }
         let id = sys::rd_kafka_TopicDescription_topic_id(description);
         if id.is_null()
-            || (sys::rd_kafka_Uuid_most_significant_bits(id) == 0
-                && sys::rd_kafka_Uuid_least_significant_bits(id) == 0)
+            || (sys::rd_kafka_Uuid_most_significant_bits(id) == 0 && sys::rd_kafka_Uuid_least_significant_bits(id) == 0)
         {
             return Ok(None);
         }
