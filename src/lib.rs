@@ -45,6 +45,7 @@ pub mod crash;
 pub mod engine;
 pub mod kafka;
 pub mod orders;
+pub mod processor;
 pub mod projection;
 pub mod relay;
 pub mod settings;
