@@ -1,0 +1,15 @@
+//! Avro on the wire: the schemas of a context, their versions and ids, encoding, decoding, upcasting.
+//!
+//! Knows bytes, schemas and the table of schema ids; knows no context of ours. The schema files of a
+//! context are the authority on shapes, `throughline.schemas` is the authority on ids.
+
+pub mod catalogue;
+pub mod codec;
+pub mod ids;
+pub mod limits;
+pub mod upcast;
+
+pub use catalogue::{Catalogue, CatalogueError, CataloguedSchema, Published};
+pub use codec::{Codec, CodecError, WrittenEvent};
+pub use ids::{SchemaIds, SchemaIdsError};
+pub use upcast::{Fields, Upcaster, Upcasters};
