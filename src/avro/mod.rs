@@ -7,9 +7,11 @@ pub mod catalogue;
 pub mod codec;
 pub mod ids;
 pub mod limits;
+pub mod lock;
 pub mod upcast;
 
 pub use catalogue::{Catalogue, CatalogueError, CataloguedSchema, Published};
 pub use codec::{Codec, CodecError, WrittenEvent};
 pub use ids::{SchemaIds, SchemaIdsError};
+pub use lock::SchemaProblem;
 pub use upcast::{Fields, Upcaster, Upcasters};

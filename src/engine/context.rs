@@ -1,6 +1,5 @@
 //! Where a bounded context plugs in: its names, its aggregate, its wire formats.
 
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::aggregate::Aggregate;
@@ -26,13 +25,8 @@ pub trait BoundedContext: Send + Sync + 'static {
     /// The public JSON form of an aggregate's state, for time travel and audit.
     fn describe_state(state: &Self::Aggregate) -> serde_json::Value;
 
-    /// The public JSON form of an event's payload.
-    fn describe_event(event: &<Self::Aggregate as Aggregate>::Event) -> serde_json::Value
-    where
-        <Self::Aggregate as Aggregate>::Event: Serialize,
-    {
-        serde_json::to_value(event).unwrap_or(serde_json::Value::Null)
-    }
+    /// The public JSON form of an event: an object whose `type` is the event's type name.
+    fn describe_event(event: &<Self::Aggregate as Aggregate>::Event) -> serde_json::Value;
 }
 
 /// Encodes events to the bytes that are stored and published alike, and decodes every version.

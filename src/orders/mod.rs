@@ -4,8 +4,20 @@
 //! wire: JSON commands in, Avro events out, and the public JSON of both.
 
 pub mod codec;
+pub mod command;
+mod command_fault;
+pub mod command_json;
+#[cfg(test)]
+mod command_tests;
+mod context;
 pub mod domain;
+#[cfg(test)]
+mod golden;
+mod public_json;
 pub mod schemas;
 mod wire;
 
 pub use codec::{OrdersCodec, OrdersCodecError};
+pub use command::{CommandKind, RequestContext, parse_command, parse_request};
+pub use command_json::{CommandJson, command_to_json};
+pub use context::OrdersContext;
