@@ -14,6 +14,7 @@ pub mod domain;
 #[cfg(test)]
 mod golden;
 mod public_json;
+pub mod routes;
 pub mod schemas;
 mod wire;
 

@@ -15,7 +15,7 @@ mod topics;
 
 pub use database::DatabaseSettings;
 pub use dev::DevSettings;
-pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings};
+pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings, LaneAdmission};
 pub use kafka::KafkaSettings;
 pub use load::{LoadedSettings, SettingsError};
 pub use processor::ProcessorSettings;
