@@ -197,7 +197,8 @@ mod tests {
             checkpoints.looks.send_replace(standing);
         };
         look(5);
-        let waits = checkpoints.passed("order-list", &[P(0, 5), P(1, 9)], Duration::from_secs(5));
+        let positions = [P(0, 5), P(1, 9)];
+        let waits = checkpoints.passed("order-list", &positions, Duration::from_secs(5));
         let looks = async {
             tokio::task::yield_now().await;
             look(4);
