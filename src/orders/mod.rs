@@ -15,6 +15,7 @@ pub mod domain;
 mod golden;
 pub mod projections;
 mod public_json;
+pub mod routes;
 pub mod schemas;
 mod wire;
 
