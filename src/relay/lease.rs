@@ -87,7 +87,12 @@ impl Leases {
         let turn = self.duration / 3;
         let mut away = false;
         loop {
-            match tokio::time::timeout(turn, keeper.turn(&settings)).await {
+            let turned = match keeper.connect(&settings).await {
+                // What is left of the lease then is enough for another connection.
+                Ok(()) => tokio::time::timeout(self.duration / 2, keeper.turn()).await,
+                Err(error) => Ok(Err(error)),
+            };
+            match turned {
                 Ok(Ok(())) => {
                     if std::mem::take(&mut away) {
                         tracing::info!("relay leases are kept again");
@@ -99,7 +104,7 @@ impl Leases {
                     if !std::mem::replace(&mut away, true) {
                         let reason = match failed {
                             Ok(Err(error)) => error.to_string(),
-                            _ => format!("no answer within {turn:?}"),
+                            _ => format!("no answer within {:?}", self.duration / 2),
                         };
                         tracing::warn!(reason, "relay leases cannot be renewed; publishing pauses when they run out");
                     }
@@ -172,13 +177,17 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// One turn: give back, renew, see who lives, take or offer up to the fair share.
-    async fn turn(&mut self, settings: &Settings) -> Result<(), StoreError> {
+    async fn connect(&mut self, settings: &Settings) -> Result<(), StoreError> {
         if self.connection.is_none() {
             self.connection = Some(prepare(settings).await?);
         }
+        Ok(())
+    }
+
+    /// One turn: give back, renew, see who lives, take or offer up to the fair share.
+    async fn turn(&mut self) -> Result<(), StoreError> {
         self.release_requested().await?;
-        let connection = self.connection.as_ref().expect("connected above");
+        let connection = self.connection.as_ref().expect("connected before a turn");
         let owner = self.leases.owner.as_str();
         let seconds = self.leases.duration.as_secs_f64();
         let (partitions, topics, epochs) = columns(&self.table.held);
@@ -220,7 +229,7 @@ impl Keeper {
     }
 
     async fn acquire(&mut self, rows: &[Row], share: usize) -> Result<(), StoreError> {
-        let connection = self.connection.as_ref().expect("called from a turn, which connects");
+        let connection = self.connection.as_ref().expect("connected before a turn");
         let room = share - self.table.held.len();
         let free: BTreeMap<PartitionKey, (i64, Arc<str>)> = rows
             .iter()
@@ -301,7 +310,7 @@ impl Keeper {
             return Ok(());
         }
         self.sampled = Some(Instant::now());
-        let connection = self.connection.as_ref().expect("called from a turn, which connects");
+        let connection = self.connection.as_ref().expect("connected before a turn");
         for partition in status::read(&connection.client).await? {
             if partition.owner.as_deref() == Some(self.leases.owner.as_str()) {
                 partition.measure();
