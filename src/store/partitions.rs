@@ -3,62 +3,13 @@
 //! Runs at start and then by timer; each turn is idempotent and safe beside another's. The outbox
 //! partition is dropped only behind the relay's watermark, which PostgreSQL itself checks.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
 
-use super::{DatabaseRole, StoreError, connect};
-use crate::settings::{DatabaseSettings, Settings};
+use super::StoreError;
+use crate::settings::DatabaseSettings;
 
 /// Time partitions kept ready beyond now.
 const AHEAD: i32 = 3;
-
-/// Time between two turns. The partitions kept ready cover many of them.
-const TURN: Duration = Duration::from_secs(60);
-
-/// A turn every minute, from a connection in the maintenance role, until `shutdown`.
-///
-/// # Errors
-/// Only what time does not heal, such as a missing migration. A database that is away is tried again
-/// at the next turn.
-pub async fn run(settings: Arc<Settings>, shutdown: CancellationToken) -> Result<(), StoreError> {
-    let mut failing = false;
-    loop {
-        let turn = async {
-            // A connection a turn: an idle one would only be one more to lose.
-            let client = connect::connect(&settings.database, &DatabaseRole::Maintenance).await?;
-            maintain(&client, &settings.database).await
-        };
-        let turned = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            turned = turn => turned,
-        };
-        match turned {
-            Ok(turn) => {
-                failing = false;
-                metrics::counter!("throughline_time_partitions_total", "change" => "created")
-                    .increment(u64::try_from(turn.created).unwrap_or_default());
-                metrics::counter!("throughline_time_partitions_total", "change" => "dropped")
-                    .increment(turn.dropped.len() as u64);
-                if turn.created > 0 || !turn.dropped.is_empty() {
-                    tracing::info!(created = turn.created, dropped = ?turn.dropped, "time partitions changed");
-                }
-            }
-            Err(error) if error.is_transient() => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "time partitions were not looked after; tried again every minute");
-                }
-            }
-            Err(error) => return Err(error),
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(TURN) => {}
-        }
-    }
-}
 
 /// What one turn did.
 #[derive(Debug, Default, PartialEq, Eq)]
