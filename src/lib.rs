@@ -38,6 +38,7 @@
 //! 7. Deliberately absent: distributed transactions, an ORM, global state, promises of exactly once
 //!    on the wire.
 
+pub mod api;
 pub mod app;
 pub mod avro;
 pub mod cli;
@@ -45,6 +46,8 @@ pub mod crash;
 pub mod engine;
 pub mod kafka;
 pub mod orders;
+pub mod processor;
+pub mod projection;
 pub mod relay;
 pub mod settings;
 pub mod store;

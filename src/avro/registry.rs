@@ -82,7 +82,7 @@ pub enum RegistryError {
     #[error("This registry is read-only: schemas come from the program's own files; see `throughline schema`")]
     ReadOnly,
     /// 50001.
-    #[error("Error in the backend data store: {0}")]
+    #[error("Error in the backend data store: {}", crate::store::describe(.0))]
     Database(#[from] tokio_postgres::Error),
     /// 50003: no connection.
     #[error("Error while getting a connection to the backend data store: {0}")]

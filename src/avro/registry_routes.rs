@@ -6,17 +6,18 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use deadpool_postgres::{Object, Pool};
+use deadpool_postgres::Object;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::registry::{self, AskedVersion, RegistryError};
+use crate::store::Database;
 
 /// Content type of every answer.
 const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
 /// The routes, to be merged at the root: stock clients take the base address as the registry's URL.
-pub fn registry_routes(pool: Pool) -> Router {
+pub fn registry_routes(database: Database) -> Router {
     Router::new()
         .route("/subjects", get(subjects))
         .route("/subjects/{subject}", post(lookup))
@@ -32,7 +33,7 @@ pub fn registry_routes(pool: Pool) -> Router {
         .route("/config/{subject}", get(config).put(read_only))
         .route("/mode", get(mode).put(read_only))
         .route("/mode/{subject}", get(mode).put(read_only))
-        .with_state(pool)
+        .with_state(database)
 }
 
 type Answer = Result<Response, RegistryError>;
@@ -43,47 +44,47 @@ fn answer(body: &impl Serialize) -> Response {
     response
 }
 
-async fn client(pool: &Pool) -> Result<Object, RegistryError> {
-    pool.get().await.map_err(|error| RegistryError::Unavailable(error.to_string()))
+async fn client(database: &Database) -> Result<Object, RegistryError> {
+    database.client().await.map_err(|error| RegistryError::Unavailable(error.to_string()))
 }
 
-async fn subjects(State(pool): State<Pool>) -> Answer {
-    Ok(answer(&registry::subjects(&**client(&pool).await?).await?))
+async fn subjects(State(database): State<Database>) -> Answer {
+    Ok(answer(&registry::subjects(&**client(&database).await?).await?))
 }
 
-async fn versions(State(pool): State<Pool>, Path(subject): Path<String>) -> Answer {
-    Ok(answer(&registry::versions(&**client(&pool).await?, &subject).await?))
+async fn versions(State(database): State<Database>, Path(subject): Path<String>) -> Answer {
+    Ok(answer(&registry::versions(&**client(&database).await?, &subject).await?))
 }
 
-async fn subject_version(State(pool): State<Pool>, Path((subject, version)): Path<(String, String)>) -> Answer {
+async fn subject_version(State(database): State<Database>, Path((subject, version)): Path<(String, String)>) -> Answer {
     let version = AskedVersion::parse(&version)?;
-    Ok(answer(&registry::subject_version(&**client(&pool).await?, &subject, version).await?))
+    Ok(answer(&registry::subject_version(&**client(&database).await?, &subject, version).await?))
 }
 
-async fn definition(State(pool): State<Pool>, Path((subject, version)): Path<(String, String)>) -> Answer {
+async fn definition(State(database): State<Database>, Path((subject, version)): Path<(String, String)>) -> Answer {
     let version = AskedVersion::parse(&version)?;
-    Ok(raw(registry::subject_version(&**client(&pool).await?, &subject, version).await?.schema))
+    Ok(raw(registry::subject_version(&**client(&database).await?, &subject, version).await?.schema))
 }
 
-async fn lookup(State(pool): State<Pool>, Path(subject): Path<String>, Json(body): Json<Value>) -> Answer {
+async fn lookup(State(database): State<Database>, Path(subject): Path<String>, Json(body): Json<Value>) -> Answer {
     let definition = body.get("schema").and_then(Value::as_str).unwrap_or_default();
-    Ok(answer(&registry::lookup(&**client(&pool).await?, &subject, definition).await?))
+    Ok(answer(&registry::lookup(&**client(&database).await?, &subject, definition).await?))
 }
 
-async fn schema_by_id(State(pool): State<Pool>, Path(id): Path<String>) -> Answer {
-    Ok(answer(&registry::schema_by_id(&**client(&pool).await?, schema_id(&id)?).await?))
+async fn schema_by_id(State(database): State<Database>, Path(id): Path<String>) -> Answer {
+    Ok(answer(&registry::schema_by_id(&**client(&database).await?, schema_id(&id)?).await?))
 }
 
-async fn definition_by_id(State(pool): State<Pool>, Path(id): Path<String>) -> Answer {
-    Ok(raw(registry::schema_by_id(&**client(&pool).await?, schema_id(&id)?).await?.schema))
+async fn definition_by_id(State(database): State<Database>, Path(id): Path<String>) -> Answer {
+    Ok(raw(registry::schema_by_id(&**client(&database).await?, schema_id(&id)?).await?.schema))
 }
 
-async fn versions_of_id(State(pool): State<Pool>, Path(id): Path<String>) -> Answer {
-    Ok(answer(&registry::versions_of_id(&**client(&pool).await?, schema_id(&id)?).await?))
+async fn versions_of_id(State(database): State<Database>, Path(id): Path<String>) -> Answer {
+    Ok(answer(&registry::versions_of_id(&**client(&database).await?, schema_id(&id)?).await?))
 }
 
-async fn subjects_of_id(State(pool): State<Pool>, Path(id): Path<String>) -> Answer {
-    let versions = registry::versions_of_id(&**client(&pool).await?, schema_id(&id)?).await?;
+async fn subjects_of_id(State(database): State<Database>, Path(id): Path<String>) -> Answer {
+    let versions = registry::versions_of_id(&**client(&database).await?, schema_id(&id)?).await?;
     Ok(answer(&versions.iter().map(|one| &one.subject).collect::<Vec<_>>()))
 }
 

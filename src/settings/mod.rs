@@ -16,11 +16,11 @@ mod topics;
 
 pub use database::DatabaseSettings;
 pub use dev::{DevRunner, DevSettings};
-pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings};
+pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings, LaneAdmission};
 pub use kafka::KafkaSettings;
 pub use load::{LoadedSettings, SettingsError};
 pub use log::{LogFormat, LogSettings};
-pub use processor::ProcessorSettings;
+pub use processor::{LostOffsets, ProcessorSettings};
 pub use projection::{FailurePolicy, ProjectionSettings};
 pub use relay::RelaySettings;
 pub use secret::Secret;
