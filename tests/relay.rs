@@ -196,6 +196,7 @@ async fn relays_share_partitions_and_one_takes_over_without_a_repetition() {
     }
     let last = rounds * 50;
     published(&client, &events, &(0..events.partitions).map(|p| (p, last)).collect::<Vec<_>>()).await;
+    eventually("the survivor owns all", || async { (owners().await == [12]).then_some(()) }).await;
     stop(one, one_token).await;
     assert!(owners().await.is_empty(), "leases are handed back");
     let mut repeated = 0;

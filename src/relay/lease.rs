@@ -22,9 +22,11 @@ use crate::store::{DatabaseRole, StoreError, connect};
 /// A partition of a destination topic, by the topic's small id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PartitionKey {
+    // First, so that a share holds the same partitions of every topic: load is even, and a
+    // command's events and its result go the same way.
+    pub partition: i32,
     /// `throughline.topics.id`.
     pub topic: i16,
-    pub partition: i32,
 }
 
 /// A partition this process may publish.
@@ -147,7 +149,7 @@ const MEMBERS: &str = "
     select owner from throughline.relay_members where expires_at > now() order by owner";
 const LEASES: &str = "
     select l.partition, l.topic, t.name, l.epoch, l.owner <> '' and l.expires_at > now()
-    from throughline.relay_leases l join throughline.topics t on t.id = l.topic order by l.topic, l.partition";
+    from throughline.relay_leases l join throughline.topics t on t.id = l.topic order by l.partition, l.topic";
 const ACQUIRE: &str = "
     with free as (
         select l.partition, l.topic from throughline.relay_leases l
@@ -253,11 +255,13 @@ impl Keeper {
             let key = key(row);
             let topic = free[&key].1.clone();
             let lease = Lease { epoch: row.get(2), published: row.get(3), topic, hand_back: false };
-            metrics::counter!("throughline_relay_lease_changes_total", "change" => "acquired").increment(1);
-            tracing::info!(topic = %lease.topic, partition = key.partition, epoch = lease.epoch,
+            tracing::debug!(topic = %lease.topic, partition = key.partition, epoch = lease.epoch,
                 published = lease.published, "acquired a relay lease");
             self.table.held.insert(key, lease);
         }
+        metrics::counter!("throughline_relay_lease_changes_total", "change" => "acquired")
+            .increment(acquired.len() as u64);
+        tracing::info!(acquired = acquired.len(), held = self.table.held.len(), share, "acquired relay leases");
         crate::crash_point!("relay.after_acquire");
         Ok(())
     }
