@@ -1,7 +1,9 @@
 pub mod api;
 pub mod avro;
+pub mod crash;
 pub mod engine;
 pub mod kafka;
 pub mod orders;
+pub mod projection;
 pub mod settings;
 pub mod store;

@@ -148,6 +148,9 @@ impl Mailbox {
 
     pub(super) fn push(&self, records: Vec<Record>) {
         let mut state = self.lock();
+        if state.closed {
+            return;
+        }
         for record in records {
             state.bytes += record.weight();
             state.records.push_back(record);
@@ -178,11 +181,28 @@ impl Mailbox {
         state.claims.remove(source);
     }
 
+    /// Whether the partition is claimed, under any epoch.
+    pub(super) fn claims_partition(&self, source: &TopicPartition) -> bool {
+        self.lock().claims.contains_key(source)
+    }
+
+    /// Drops the claim if it is of `epoch`; whether it was.
+    pub(super) fn revoke_epoch(&self, source: &TopicPartition, epoch: i64) -> bool {
+        let mut state = self.lock();
+        if state.claims.get(source).is_none_or(|held| held.epoch != epoch) {
+            return false;
+        }
+        Self::forget(&mut state, source);
+        state.claims.remove(source);
+        true
+    }
+
+    /// Nothing more is handed out. The claims stay: a worker may be finishing its last batch.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
         state.records.clear();
-        state.claims.clear();
+        state.bytes = 0;
         drop(state);
         self.drained.notify_all();
         self.filled.notify_one();

@@ -7,6 +7,8 @@ pub mod client;
 pub mod consumer;
 pub mod headers;
 pub mod mailbox;
+mod poller;
+mod rebalance;
 pub mod record;
 pub mod topics;
 

@@ -1,0 +1,167 @@
+//! What the consumer does when the group changes: claim what it is given, drop what it loses.
+//!
+//! The callbacks run inside `poll`, on the consumer's thread, where blocking is allowed; heartbeats
+//! go on in the client's own threads. A partition is handed to its worker only after PostgreSQL
+//! granted the claim.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+use super::consumer::{CLAIM_RETRY_WAIT, Committed, REQUEST_WAIT, Shared, lock};
+use super::record::TopicPartition;
+
+/// The client's callbacks.
+pub(super) struct Rebalancer {
+    shared: Arc<Shared>,
+}
+
+impl Rebalancer {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+impl ClientContext for Rebalancer {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        use rdkafka::config::RDKafkaLogLevel as Level;
+        match level {
+            Level::Emerg | Level::Alert | Level::Critical | Level::Error => {
+                tracing::warn!(group = self.shared.group, facility, message, "kafka client");
+            }
+            _ => tracing::debug!(group = self.shared.group, facility, message, "kafka client"),
+        }
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        tracing::warn!(group = self.shared.group, %error, reason, "kafka client");
+    }
+}
+
+impl ConsumerContext for Rebalancer {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        metrics::counter!("throughline_rebalances_total", "group" => self.shared.group.clone()).increment(1);
+        let result = match err {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, list),
+            _ => self.revoke(consumer, list),
+        };
+        if let Err(error) = result {
+            // Left unanswered, the group would wait for us for ever: the poll loop sees it and ends.
+            *lock(&self.shared.failure) = Some(format!("a rebalance could not be answered: {error}"));
+        }
+    }
+}
+
+impl Rebalancer {
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<(), ClientError> {
+        let committed = if self.shared.read_committed_offsets && list.count() > 0 {
+            self.committed_offsets(consumer, list)
+        } else {
+            HashMap::new()
+        };
+        let mut idle = TopicPartitionList::new();
+        for source in sources(list) {
+            let held = committed.get(&source).cloned().flatten();
+            let offset = match self.shared.claim(consumer, &source, &held) {
+                Some(claim) => {
+                    tracing::info!(group = self.shared.group, partition = %source, offset = claim.next_offset,
+                        epoch = claim.epoch, "partition claimed");
+                    let offset = Offset::Offset(claim.next_offset);
+                    lock(&self.shared.halted).remove(&source);
+                    self.shared.mailbox(&source).grant(source.clone(), claim);
+                    offset
+                }
+                None => {
+                    idle.add_partition(&source.topic, source.partition);
+                    Offset::End
+                }
+            };
+            list.set_partition_offset(&source.topic, source.partition, offset)?;
+        }
+        consumer.incremental_assign(list)?;
+        if idle.count() > 0 {
+            consumer.pause(&idle)?;
+        }
+        Ok(())
+    }
+
+    fn committed_offsets(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+    ) -> HashMap<TopicPartition, Committed> {
+        loop {
+            match consumer.committed_offsets(list.clone(), REQUEST_WAIT) {
+                Ok(committed) => {
+                    return committed
+                        .elements()
+                        .iter()
+                        .map(|element| {
+                            let offset = match element.offset() {
+                                Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
+                                _ => None,
+                            };
+                            (TopicPartition { topic: element.topic().into(), partition: element.partition() }, offset)
+                        })
+                        .collect();
+                }
+                // Guessing here could overlook an operator's reset.
+                Err(error) => {
+                    tracing::warn!(group = self.shared.group, %error, "cannot read committed offsets; trying again");
+                    if !self.shared.is_running() || consumer.assignment_lost() {
+                        return HashMap::new();
+                    }
+                    std::thread::sleep(CLAIM_RETRY_WAIT);
+                }
+            }
+        }
+    }
+
+    fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), ClientError> {
+        let lost = consumer.assignment_lost();
+        let revoked = sources(list);
+        for source in &revoked {
+            self.shared.mailbox(source).revoke(source);
+            lock(&self.shared.halted).remove(source);
+        }
+        lock(&self.shared.revoked).extend(revoked.iter().cloned());
+        tracing::info!(group = self.shared.group, partitions = revoked.len(), lost, "partitions revoked");
+        let commits = take_commits(&self.shared, |source| revoked.contains(source));
+        if !lost && commits.count() > 0 {
+            // Best effort: PostgreSQL holds the truth, the next owner starts from there.
+            if let Err(error) = consumer.commit(&commits, CommitMode::Sync) {
+                tracing::debug!(group = self.shared.group, %error, "commit before revocation");
+            }
+        }
+        consumer.incremental_unassign(list)
+    }
+}
+
+/// Takes the commits asked for those partitions that are `wanted`, and leaves the others.
+pub(super) fn take_commits(shared: &Shared, wanted: impl Fn(&TopicPartition) -> bool) -> TopicPartitionList {
+    let mut requests = lock(&shared.requests);
+    let mut list = TopicPartitionList::new();
+    requests.commits.retain(|source, (offset, metadata)| {
+        if !wanted(source) {
+            return true;
+        }
+        let mut element = list.add_partition(&source.topic, source.partition);
+        if element.set_offset(Offset::Offset(*offset)).is_ok() {
+            element.set_metadata(metadata.as_str());
+        }
+        false
+    });
+    list
+}
+
+pub(super) fn sources(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    let element = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| TopicPartition {
+        topic: element.topic().into(),
+        partition: element.partition(),
+    };
+    list.elements().iter().map(element).collect()
+}
