@@ -31,6 +31,8 @@ IFS=$old_ifs
 [ $postgres_found = yes ] || need postgresql 'PostgreSQL (15 or newer)'
 
 { have cc || have gcc; } || need gcc 'a C compiler'
+# librdkafka's configure asks for one though it compiles none.
+{ have c++ || have g++; } || need g++ 'a C++ compiler'
 have make || need make make
 have pkg-config || need pkg-config pkg-config
 # librdkafka is compiled against both.
@@ -47,7 +49,7 @@ if [ -n "$packages" ]; then
         case " $packages " in *' JAVA '*)
             if [ "$(id -u)" = 0 ]; then apt-get update -qq >/dev/null 2>&1; fi
             for candidate in openjdk-21-jre-headless openjdk-17-jre-headless openjdk-25-jre-headless; do
-                if apt-cache show "$candidate" >/dev/null 2>&1; then java_package=$candidate; break; fi
+                if apt-cache policy "$candidate" 2>/dev/null | grep -q 'Candidate: [0-9]'; then java_package=$candidate; break; fi
             done ;;
         esac
         packages=$(printf '%s' "$packages" | sed "s/JAVA/$java_package/")
@@ -64,8 +66,8 @@ if [ -n "$packages" ]; then
             # shellcheck disable=SC2086 # a list of words
             if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends \
                 -o Dpkg::Options::=--force-confold $packages; } >"$log" 2>&1; then
-                tail -n 5 "$log" >&2
-                echo "setup: apt-get failed (whole output: $log); run: apt-get update && apt-get install --no-install-recommends$packages" >&2
+                reason=$(grep '^E:' "$log" | tail -n 1)
+                echo "setup: apt-get failed: $reason (whole output: $log); run: apt-get update && apt-get install --no-install-recommends$packages" >&2
                 exit 1
             fi
             rm -f "$log"

@@ -46,6 +46,8 @@ pub mod crash;
 pub mod engine;
 pub mod kafka;
 pub mod orders;
+pub mod processor;
 pub mod projection;
+pub mod relay;
 pub mod settings;
 pub mod store;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::avro;
 use crate::kafka::topics::{self, TopicNames, TopicSpec};
 use crate::orders::{self, OrdersCodec};
+use crate::projection::{self, Installed};
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, connect, destinations, migrate, partitions};
 
@@ -32,6 +33,17 @@ pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> 
         destinations::register(&mut client, &topic, settings.topics.event_partitions).await?;
     }
     avro::ids::register(&client, &orders::schemas::catalogue()?).await?;
+    for projection in orders::projections::all() {
+        match projection::install(&mut client, projection.as_ref()).await? {
+            Installed::Created => applied.push(format!("projection {}", projection.name())),
+            Installed::Current => {}
+            Installed::NeedsRebuild { live, program } => applied.push(format!(
+                "nothing for projection {name}: its tables have version {live}, this program version {program}; run \
+                 `throughline projection rebuild {name}`",
+                name = projection.name()
+            )),
+        }
+    }
     let turn = partitions::maintain(&client, &settings.database).await?;
     if turn.created > 0 {
         applied.push(format!("{} time partitions", turn.created));

@@ -4,5 +4,6 @@
 pub mod dev;
 pub mod install;
 pub mod lifecycle;
+pub mod maintenance;
 pub mod roles;
 pub mod telemetry;

@@ -2,10 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use std::sync::Arc;
+
 use anyhow::bail;
+use tokio::sync::Notify;
 
 use super::lifecycle::Lifecycle;
+use super::{install, maintenance};
 use crate::settings::Settings;
+use crate::{orders, projection, relay};
 
 /// One loop of the pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +24,7 @@ pub enum Role {
 
 /// Names of all projections.
 pub fn projection_names() -> Vec<&'static str> {
-    Vec::new()
+    orders::projections::all().iter().map(|projection| projection.name()).collect()
 }
 
 /// The roles that `names` ask for; none asks for all.
@@ -49,7 +54,31 @@ pub fn parse(names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
 }
 
 /// Starts the roles in `lifecycle`.
+///
+/// A processor and a relay of one process share a wake-up: what was appended is published without
+/// waiting for a poll.
 pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let _ = (roles, settings, lifecycle);
+    let settings = Arc::new(settings.clone());
+    let names = install::orders_topics(&settings);
+    let codec = install::orders_codec(&settings).await?;
+    let wake = Arc::new(Notify::new());
+    for role in roles {
+        let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
+        match role {
+            Role::Processor => {}
+            Role::Relay => {
+                lifecycle.spawn("relay", relay::run(settings.clone(), wake.clone(), shutdown.clone()));
+                lifecycle.spawn("maintenance", maintenance::run(settings, shutdown));
+            }
+            Role::Projection(name) => {
+                for projection in orders::projections::all().into_iter().filter(|one| one.name() == name) {
+                    let loop_ =
+                        projection::run(settings.clone(), names.clone(), projection, codec.clone(), shutdown.clone());
+                    lifecycle.spawn(format!("projection {name}"), loop_);
+                }
+            }
+            Role::Api => {}
+        }
+    }
     Ok(())
 }

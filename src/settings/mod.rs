@@ -20,7 +20,7 @@ pub use dev::{DevRunner, DevSettings};
 pub use kafka::KafkaSettings;
 pub use load::{LoadedSettings, SettingsError};
 pub use log::{LogFormat, LogSettings};
-pub use processor::ProcessorSettings;
+pub use processor::{LostOffsets, ProcessorSettings};
 pub use projection::{FailurePolicy, ProjectionSettings};
 pub use relay::RelaySettings;
 pub use secret::Secret;

@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod chaos;
 mod malformed;
 mod one_order;
 mod process;
