@@ -15,8 +15,8 @@ mod secret;
 mod topics;
 
 pub use database::DatabaseSettings;
-pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings, LaneAdmission};
 pub use dev::{DevRunner, DevSettings};
+pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings, LaneAdmission};
 pub use kafka::KafkaSettings;
 pub use load::{LoadedSettings, SettingsError};
 pub use log::{LogFormat, LogSettings};
