@@ -9,8 +9,10 @@ use tokio::sync::Notify;
 
 use super::lifecycle::Lifecycle;
 use super::{install, maintenance};
-use crate::settings::Settings;
-use crate::{orders, projection, relay};
+use crate::api::{self, Health};
+use crate::orders::{self, OrdersContext};
+use crate::settings::{HttpSettings, Settings};
+use crate::{processor, projection, relay};
 
 /// One loop of the pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,10 +64,13 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
     let names = install::orders_topics(&settings);
     let codec = install::orders_codec(&settings).await?;
     let wake = Arc::new(Notify::new());
+    let health = Health::new();
+    start_admin(&settings, &health, lifecycle)?;
     for role in roles {
         let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
         match role {
-            Role::Processor => {}
+            Role::Processor => lifecycle
+                .spawn("processor", processor::run::<OrdersContext>(settings, codec.clone(), wake.clone(), shutdown)),
             Role::Relay => {
                 lifecycle.spawn("relay", relay::run(settings.clone(), wake.clone(), shutdown.clone()));
                 lifecycle.spawn("maintenance", maintenance::run(settings, shutdown));
@@ -77,8 +82,24 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                     lifecycle.spawn(format!("projection {name}"), loop_);
                 }
             }
-            Role::Api => {}
+            Role::Api => {
+                let context = orders::routes::context_api(&settings.topics);
+                lifecycle.spawn("api", api::run(settings, context, health.clone(), shutdown));
+            }
         }
     }
+    Ok(())
+}
+
+/// The admin listener of this process. Several processes of one machine share the default address
+/// by giving way: the first has it, the others take a free port and say which.
+fn start_admin(settings: &Arc<Settings>, health: &Arc<Health>, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    let mut settings = settings.clone();
+    let default = HttpSettings::default().admin_listen;
+    if settings.http.admin_listen == default && std::net::TcpListener::bind(default).is_err() {
+        Arc::make_mut(&mut settings).http.admin_listen.set_port(0);
+    }
+    let metrics = api::install_metrics()?;
+    lifecycle.spawn("admin", api::admin::run(settings, health.clone(), metrics, lifecycle.shutdown()));
     Ok(())
 }
