@@ -1,7 +1,7 @@
 //! The admin listener: `/livez`, `/readyz`, `/startupz`, `/metrics`. Runs in every process, with or
 //! without the API. Asks no dependency anything: the loops tell [`Health`].
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::{RawQuery, State};
@@ -31,17 +31,21 @@ struct Admin {
     shutdown: CancellationToken,
 }
 
-/// Installs the process's one recorder of metrics. Call once, before the loops start.
+static METRICS: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
+
+/// Installs the process's one recorder of metrics; later calls give the same handle. Call before the
+/// loops start: what is counted earlier is lost.
 ///
 /// # Errors
-/// A recorder is installed already.
+/// Another recorder is installed.
 pub fn install_metrics() -> Result<PrometheusHandle, ApiError> {
-    let metrics_error = |error: metrics_exporter_prometheus::BuildError| ApiError::Metrics(error.to_string());
-    PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
-        .map_err(metrics_error)?
-        .install_recorder()
-        .map_err(metrics_error)
+    let install = || {
+        PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+            .and_then(PrometheusBuilder::install_recorder)
+            .map_err(|error| error.to_string())
+    };
+    METRICS.get_or_init(install).clone().map_err(ApiError::Metrics)
 }
 
 /// Serves until cancelled, and a moment longer: `/readyz` says no first, then the loops stop.

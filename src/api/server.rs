@@ -39,6 +39,8 @@ pub struct ContextApi {
     pub routes: OpenApiRouter<Arc<Api>>,
     /// Its refusal codes, for the pages of problem types.
     pub refusals: &'static [Kind],
+    /// Routes with a document of their own, such as the schema registry's.
+    pub others: Router,
 }
 
 /// What ends the server.
@@ -84,7 +86,7 @@ pub async fn run(
         return Err(ApiError::OpenWithoutAuthentication { listen: http.listen, setting });
     }
     let tls = tls(http).await?;
-    let ContextApi { names, routes, refusals } = context;
+    let ContextApi { names, routes, refusals, others } = context;
     // The pollers never wait behind reads for a connection.
     let background = Database::new(&settings.database, &DatabaseRole::Reader)?;
     let api = Arc::new(api(&settings, names, shutdown.clone())?);
@@ -96,7 +98,7 @@ pub async fn run(
         tokio::spawn(api.checkpoints.clone().run(background, helpers.clone())),
         tokio::spawn(keep_draining(api.clone(), health.register("api overflow", None), helpers.clone())),
     ];
-    let router = router(api.clone(), routes, refusals, authenticator);
+    let router = router(api.clone(), routes, others, refusals, authenticator);
     let wait = Duration::from_millis(http.shutdown_wait_ms);
     let served = serve(router, http.listen, tls, wait, shutdown).await;
     helpers.cancel();
@@ -128,6 +130,7 @@ fn api(settings: &Arc<Settings>, names: TopicNames, shutdown: CancellationToken)
 fn router(
     api: Arc<Api>,
     routes: OpenApiRouter<Arc<Api>>,
+    others: Router,
     refusals: &'static [Kind],
     authenticator: Arc<Authenticator>,
 ) -> Router {
@@ -138,6 +141,7 @@ fn router(
     routes
         .with_state(api)
         .merge(document)
+        .merge(others)
         .fallback(async || Problem::new(NOT_FOUND, "no route has this path; GET /openapi.json lists them"))
         .method_not_allowed_fallback(async || {
             Problem::new(METHOD_NOT_ALLOWED, "the path takes other methods; see the header Allow")

@@ -11,6 +11,7 @@ pub mod command_json;
 mod command_tests;
 mod context;
 pub mod domain;
+mod event_json;
 #[cfg(test)]
 mod golden;
 pub mod projections;

@@ -127,6 +127,8 @@ pub struct HttpSettings {
     pub event_streams_max: usize,
     /// An open event stream looks for changes this often, milliseconds.
     pub event_stream_poll_ms: u64,
+    /// An event stream is ended after this, seconds; clients reconnect and go on.
+    pub event_stream_seconds_max: u64,
     /// Open requests get this long to finish at shutdown, milliseconds.
     pub shutdown_wait_ms: u64,
     /// An external Confluent-compatible registry. Environment: `SCHEMA_REGISTRY_URL`. Empty = our own.
@@ -153,6 +155,7 @@ impl Default for HttpSettings {
             produce_linger_ms: 1,
             event_streams_max: 256,
             event_stream_poll_ms: 250,
+            event_stream_seconds_max: 3_600,
             shutdown_wait_ms: 10_000,
             schema_registry_url: String::new(),
             admission: AdmissionSettings::default(),

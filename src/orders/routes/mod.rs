@@ -3,31 +3,30 @@
 //! Thin: a handler builds a command and hands it over, or reads one table. What an order allows is
 //! the domain's business, and how a command travels is the API room's.
 
+mod amount;
 mod answers;
 mod command_bodies;
 mod command_status;
 mod commands;
+mod cursor;
+mod customers;
+mod daily_sales;
+mod order_details;
+mod order_events;
+mod order_history;
+mod order_list;
 
 use std::sync::Arc;
 
 use axum::http::StatusCode;
 use utoipa_axum::routes;
 
-use super::OrdersContext;
-use crate::api::{Api, ContextApi, Kind, OpenApiRouter};
-use crate::engine::BoundedContext;
-use crate::kafka::topics::TopicNames;
-use crate::settings::TopicSettings;
-
-/// What `app` hands to the server.
-pub fn context_api(settings: &TopicSettings) -> ContextApi {
-    ContextApi { names: TopicNames::new(OrdersContext::NAME, settings), routes: routes(), refusals: REFUSALS }
-}
+use crate::api::{Api, Kind, OpenApiRouter};
 
 /// Every route of the context, documented.
 pub fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
-        .routes(routes!(commands::place_order))
+        .routes(routes!(commands::place_order, order_list::list_orders))
         .routes(routes!(commands::place_order_sync))
         .routes(routes!(commands::record_payment))
         .routes(routes!(commands::record_payment_sync))
@@ -36,6 +35,11 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(commands::cancel_order))
         .routes(routes!(commands::cancel_order_sync))
         .routes(routes!(command_status::command_status))
+        .routes(routes!(order_details::order_details))
+        .routes(routes!(order_history::order_history))
+        .routes(routes!(order_events::order_events))
+        .routes(routes!(customers::customer_summary))
+        .routes(routes!(daily_sales::daily_sales))
 }
 
 macro_rules! refusals {
@@ -45,7 +49,7 @@ macro_rules! refusals {
 }
 
 /// The pages of the domain's refusals.
-const REFUSALS: &[Kind] = refusals! {
+pub const REFUSALS: &[Kind] = refusals! {
     ORDER_ALREADY_PLACED: "The order id was used before", "Place it under another id, or under none.";
     ORDER_NOT_FOUND: "No such order", "Place it first.";
     ORDER_NOT_PAID: "Only a paid order ships", "Record the outstanding payment first.";
