@@ -19,8 +19,13 @@ pub trait Projection: Send + Sync + 'static {
     /// Raised when the tables change shape: the live tables then wait for a rebuild by command.
     fn version(&self) -> i32;
 
-    /// DDL of its tables, indexes and views, unqualified: the schema is the search path's first.
+    /// DDL of its tables with their keys, and views, unqualified: the schema is the search path's first.
     fn ddl(&self) -> &'static str;
+
+    /// DDL of secondary indexes, unqualified. A rebuild makes them after its tables are filled.
+    fn indexes(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// Tables it owns, unqualified. Each is cleared per partition on a reset.
     fn tables(&self) -> &'static [&'static str];

@@ -13,6 +13,7 @@ mod context;
 pub mod domain;
 #[cfg(test)]
 mod golden;
+pub mod projections;
 mod public_json;
 pub mod schemas;
 mod wire;

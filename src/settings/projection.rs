@@ -1,5 +1,7 @@
 //! The projections' bounds.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// What a projection does with an event that it cannot apply, once retries are used up.
@@ -19,30 +21,58 @@ pub enum FailurePolicy {
 pub struct ProjectionSettings {
     /// Events of one transaction, at most.
     pub batch_events_max: usize,
+    /// Bytes of events of one transaction, at most.
+    pub batch_bytes_max: usize,
     /// While behind, wait this long for a batch to fill, milliseconds.
     pub linger_ms: u64,
     /// Events that wait in memory, at most.
     pub queue_events_max: usize,
-    /// Tries of a batch that keeps failing, before the policy is applied.
+    /// Bytes that wait in memory, at most.
+    pub queue_bytes_max: usize,
+    /// Tries of an event that keeps failing, before the policy is applied.
     pub retries_max: u32,
     /// First wait between tries, milliseconds; doubles up to `retry_wait_max_ms`.
     pub retry_wait_ms: u64,
     /// Longest wait between tries, milliseconds.
     pub retry_wait_max_ms: u64,
+    /// A handler that takes longer than this for one batch has failed, milliseconds.
+    pub apply_timeout_ms: u64,
     /// What happens to an event that cannot be applied.
     pub on_failure: FailurePolicy,
+    /// The same for single projections, by name; wins over `on_failure`.
+    pub policies: BTreeMap<String, FailurePolicy>,
+    /// Pause, version and lag are looked at this often, milliseconds.
+    pub state_poll_ms: u64,
+    /// Events of one transaction of a rebuild or refill, at most.
+    pub rebuild_chunk_events: i64,
+    /// Partitions that a rebuild fills at a time; each takes a connection.
+    pub rebuild_workers: usize,
+}
+
+impl ProjectionSettings {
+    /// The policy of one projection.
+    pub fn policy(&self, projection: &str) -> FailurePolicy {
+        self.policies.get(projection).copied().unwrap_or(self.on_failure)
+    }
 }
 
 impl Default for ProjectionSettings {
     fn default() -> Self {
         Self {
             batch_events_max: 5_000,
+            batch_bytes_max: 16 * 1024 * 1024,
             linger_ms: 25,
             queue_events_max: 20_000,
+            queue_bytes_max: 64 * 1024 * 1024,
             retries_max: 5,
             retry_wait_ms: 100,
             retry_wait_max_ms: 5_000,
+            apply_timeout_ms: 20_000,
             on_failure: FailurePolicy::Halt,
+            policies: BTreeMap::new(),
+            state_poll_ms: 1_000,
+            rebuild_chunk_events: 20_000,
+            rebuild_workers: 2,
         }
     }
 }

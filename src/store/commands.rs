@@ -27,6 +27,24 @@ pub struct Outcome {
     pub decided_at: Timestamp,
 }
 
+impl Outcome {
+    /// The public form: the answer of `GET /api/commands/{id}` and the value on the results topic.
+    pub fn to_json(&self) -> serde_json::Value {
+        let position = self.seq.map(|seq| serde_json::json!({"partition": self.partition, "seq": seq}));
+        serde_json::json!({
+            "commandId": self.command_id,
+            "orderId": self.stream_id,
+            "status": if self.accepted { "accepted" } else { "refused" },
+            "code": self.code,
+            "reason": self.reason,
+            "version": self.version,
+            "position": position,
+            "correlationId": self.correlation_id,
+            "decidedAt": self.decided_at.to_string(),
+        })
+    }
+}
+
 /// The outcomes of `ids` that exist, in no order. Looks in every destination partition: a status
 /// query knows the id alone.
 pub async fn outcomes(client: &Client, ids: &[Uuid]) -> Result<Vec<Outcome>, StoreError> {

@@ -1,0 +1,87 @@
+//! The roles of `throughline run`, and what each is made of.
+
+use std::collections::BTreeSet;
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use tokio::sync::Notify;
+
+use super::lifecycle::Lifecycle;
+use super::{install, maintenance};
+use crate::settings::Settings;
+use crate::{orders, processor, projection, relay};
+
+/// One loop of the pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Processor,
+    Relay,
+    /// By the projection's name.
+    Projection(String),
+    Api,
+}
+
+/// Names of all projections.
+pub fn projection_names() -> Vec<&'static str> {
+    orders::projections::all().iter().map(|projection| projection.name()).collect()
+}
+
+/// The roles that `names` ask for; none asks for all.
+pub fn parse(names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
+    let projections = || projection_names().into_iter().map(|name| Role::Projection(name.to_owned()));
+    let mut roles = BTreeSet::new();
+    if names.is_empty() {
+        roles.extend([Role::Processor, Role::Relay, Role::Api]);
+        roles.extend(projections());
+    }
+    for name in names {
+        match name.as_str() {
+            "processor" => drop(roles.insert(Role::Processor)),
+            "relay" => drop(roles.insert(Role::Relay)),
+            "api" => drop(roles.insert(Role::Api)),
+            "projections" => roles.extend(projections()),
+            other => match other.strip_prefix("projection:").filter(|name| projection_names().contains(name)) {
+                Some(name) => drop(roles.insert(Role::Projection(name.to_owned()))),
+                None => bail!(
+                    "no role is named `{other}`: choose processor, relay, api, projections, or projection:NAME with one of {}",
+                    projection_names().join(", ")
+                ),
+            },
+        }
+    }
+    Ok(roles)
+}
+
+/// Starts the roles in `lifecycle`.
+///
+/// A processor and a relay of one process share a wake-up: what was appended is published without
+/// waiting for a poll.
+pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    let settings = Arc::new(settings.clone());
+    let names = install::orders_topics(&settings);
+    let codec = install::orders_codec(&settings).await?;
+    let wake = Arc::new(Notify::new());
+    for role in roles {
+        let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
+        match role {
+            Role::Processor => {
+                let loop_ = processor::run::<orders::OrdersContext>(settings, codec.clone(), wake.clone(), shutdown);
+                lifecycle.spawn("processor", loop_);
+            }
+            Role::Relay => {
+                lifecycle.spawn("relay", relay::run(settings.clone(), wake.clone(), shutdown.clone()));
+                lifecycle.spawn("maintenance", maintenance::run(settings, shutdown));
+            }
+            Role::Projection(name) => {
+                for projection in orders::projections::all().into_iter().filter(|one| one.name() == name) {
+                    let loop_ =
+                        projection::run(settings.clone(), names.clone(), projection, codec.clone(), shutdown.clone());
+                    lifecycle.spawn(format!("projection {name}"), loop_);
+                }
+            }
+            Role::Api => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! `order_list`: one row an order, for lists by status or customer, newest first.
+
+use futures_util::future::BoxFuture;
+use tokio_postgres::Transaction;
+use tokio_postgres::types::Type;
+
+use super::order_changes::{OrderChange, collapse, column, placed_column};
+use crate::engine::{Projection, ProjectionError, Recorded};
+use crate::orders::domain::OrderEvent;
+
+/// The order list.
+pub(super) struct OrderList;
+
+impl Projection for OrderList {
+    type Event = OrderEvent;
+
+    fn name(&self) -> &'static str {
+        "order-list"
+    }
+
+    fn version(&self) -> i32 {
+        1
+    }
+
+    fn ddl(&self) -> &'static str {
+        "create table order_list (
+             order_id    uuid primary key,
+             partition   int not null,
+             customer_id text not null,
+             status      text not null,
+             currency    text not null,
+             total       numeric not null,
+             paid        numeric not null,
+             item_count  int not null,
+             version     bigint not null,
+             placed_at   timestamptz not null,
+             updated_at  timestamptz not null
+         ) with (fillfactor = 85);
+         comment on table order_list is 'One row an order; status placed, paid, shipped or cancelled';
+         comment on column order_list.item_count is 'Lines of the order'"
+    }
+
+    fn indexes(&self) -> &'static [&'static str] {
+        &[
+            "create index order_list_by_time on order_list (placed_at, order_id)",
+            "create index order_list_by_status on order_list (status, placed_at, order_id)",
+            "create index order_list_by_customer on order_list (customer_id, placed_at, order_id)",
+        ]
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        &["order_list"]
+    }
+
+    fn apply<'a>(
+        &'a self,
+        tx: &'a Transaction<'a>,
+        batch: &'a [Recorded<OrderEvent>],
+    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+        Box::pin(async move {
+            let (inserts, updates) = collapse(batch);
+            // Different orders each: neither waits for the other's answer.
+            futures_util::try_join!(insert(tx, &inserts), update(tx, &updates))?;
+            Ok(())
+        })
+    }
+}
+
+async fn insert(tx: &Transaction<'_>, changes: &[OrderChange<'_>]) -> Result<(), ProjectionError> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    tx.execute_typed(
+        "insert into order_list (order_id, partition, customer_id, status, currency, total, paid, item_count,
+                                 version, placed_at, updated_at)
+         select * from unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::numeric[],
+                              $7::numeric[], $8::int[], $9::bigint[], $10::timestamptz[], $11::timestamptz[])",
+        &[
+            (&column(changes, |c| c.order_id), Type::UUID_ARRAY),
+            (&column(changes, |c| c.partition), Type::INT4_ARRAY),
+            (&placed_column(changes, |event, _| event.customer_id.as_str()), Type::TEXT_ARRAY),
+            (&column(changes, |c| c.status), Type::TEXT_ARRAY),
+            (&placed_column(changes, |event, _| event.currency.code()), Type::TEXT_ARRAY),
+            (&placed_column(changes, |event, _| event.total.decimal()), Type::NUMERIC_ARRAY),
+            (&column(changes, |c| c.paid), Type::NUMERIC_ARRAY),
+            (&placed_column(changes, |event, _| event.items.len() as i32), Type::INT4_ARRAY),
+            (&column(changes, |c| c.version), Type::INT8_ARRAY),
+            (&placed_column(changes, |_, at| at), Type::TIMESTAMPTZ_ARRAY),
+            (&column(changes, |c| c.updated_at), Type::TIMESTAMPTZ_ARRAY),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn update(tx: &Transaction<'_>, changes: &[OrderChange<'_>]) -> Result<(), ProjectionError> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    // An order that a skip forward left out has no row, and gets none.
+    tx.execute_typed(
+        "update order_list o
+         set status = coalesce(c.status, o.status), paid = coalesce(c.paid, o.paid), version = c.version,
+             updated_at = c.updated_at
+         from unnest($1::uuid[], $2::text[], $3::numeric[], $4::bigint[], $5::timestamptz[])
+              c (order_id, status, paid, version, updated_at)
+         where o.order_id = c.order_id",
+        &[
+            (&column(changes, |c| c.order_id), Type::UUID_ARRAY),
+            (&column(changes, |c| c.status), Type::TEXT_ARRAY),
+            (&column(changes, |c| c.paid), Type::NUMERIC_ARRAY),
+            (&column(changes, |c| c.version), Type::INT8_ARRAY),
+            (&column(changes, |c| c.updated_at), Type::TIMESTAMPTZ_ARRAY),
+        ],
+    )
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! Records to events: duplicates dropped by sequence number, holes found, every version upcast.
+//!
+//! Works on one batch in memory. Neither Kafka nor PostgreSQL is asked anything.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use super::Projector;
+use crate::engine::{Position, Recorded};
+use crate::kafka::{Batch, Record, TopicPartition, headers};
+use crate::settings::FailurePolicy;
+
+/// One record of a batch and what it is to us.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub record: Record,
+    /// Where its partition stands once this record is handled.
+    pub seq: i64,
+    pub body: Body,
+}
+
+#[derive(Debug)]
+pub(super) enum Body {
+    /// Index among the batch's events.
+    Event(usize),
+    /// Applied before; only the offset moves.
+    Duplicate,
+    /// To be parked: what is wrong with it.
+    Poison { code: &'static str, reason: String },
+}
+
+/// A batch ready to be applied.
+pub(super) struct Decoded<E> {
+    pub items: Vec<Item>,
+    pub events: Vec<Recorded<E>>,
+    /// Partitions that stop once their items are applied.
+    pub halts: Vec<(TopicPartition, String)>,
+    pub duplicates: u64,
+}
+
+/// Reads a batch. After a record that stops its partition nothing more of that partition is taken.
+pub(super) fn decode<E: Send + Sync>(projector: &Projector<E>, batch: Batch) -> Decoded<E> {
+    let mut reached: HashMap<TopicPartition, i64> =
+        batch.claims.iter().map(|(source, claim)| (source.clone(), claim.seq)).collect();
+    let park = projector.policy() == FailurePolicy::Park;
+    let mut decoded = Decoded { items: Vec::new(), events: Vec::new(), halts: Vec::new(), duplicates: 0 };
+    for record in batch.records {
+        let Some(last) = reached.get_mut(&record.source) else { continue };
+        let (seq, body) = match read(projector, &record, *last) {
+            Reading::Event(event) => {
+                let seq = event.position.seq;
+                decoded.events.push(event);
+                (seq, Body::Event(decoded.events.len() - 1))
+            }
+            Reading::Duplicate => {
+                decoded.duplicates += 1;
+                (*last, Body::Duplicate)
+            }
+            Reading::Poison { seq, code, reason } if park => (seq.unwrap_or(*last), Body::Poison { code, reason }),
+            Reading::Poison { reason, .. } | Reading::Hole(reason) => {
+                let at = format!("offset {}: {reason}", record.offset);
+                reached.remove(&record.source);
+                decoded.halts.push((record.source, at));
+                continue;
+            }
+        };
+        *last = seq;
+        decoded.items.push(Item { record, seq, body });
+    }
+    decoded
+}
+
+enum Reading<E> {
+    Event(Recorded<E>),
+    Duplicate,
+    Hole(String),
+    /// `seq` is none on a record that the relay did not write.
+    Poison {
+        seq: Option<i64>,
+        code: &'static str,
+        reason: String,
+    },
+}
+
+fn read<E: Send + Sync>(projector: &Projector<E>, record: &Record, last: i64) -> Reading<E> {
+    let Some(seq) = record.header(headers::SEQ).and_then(|seq| seq.parse::<i64>().ok()) else {
+        let reason = "the record has no sequence number: the relay did not write it".to_owned();
+        return Reading::Poison { seq: None, code: "FOREIGN_RECORD", reason };
+    };
+    if seq <= last {
+        return Reading::Duplicate;
+    }
+    if seq > last + 1 {
+        return Reading::Hole(format!(
+            "seq {seq} follows {last}: {} event(s) are missing on the topic. They are in throughline.events; publish \
+             them again (`throughline events republish`), or rebuild the projection.",
+            seq - last - 1
+        ));
+    }
+    match recorded(projector, record, seq) {
+        Ok(event) => Reading::Event(event),
+        Err(reason) => Reading::Poison { seq: Some(seq), code: "UNREADABLE_EVENT", reason },
+    }
+}
+
+fn recorded<E: Send + Sync>(projector: &Projector<E>, record: &Record, seq: i64) -> Result<Recorded<E>, String> {
+    let text = |name: &'static str| record.header(name).ok_or_else(|| format!("header {name} is missing"));
+    let uuid = |name: &'static str| -> Result<Uuid, String> {
+        Uuid::parse_str(text(name)?).map_err(|_| format!("header {name} is not a UUID"))
+    };
+    let value = record.value.as_deref().ok_or("the value is null")?;
+    Ok(Recorded {
+        position: Position { partition: record.source.partition, seq },
+        stream_id: uuid(headers::CE_SUBJECT)?,
+        version: text(headers::STREAM_VERSION)?
+            .parse()
+            .map_err(|_| format!("header {} is not a number", headers::STREAM_VERSION))?,
+        event_id: uuid(headers::CE_ID)?,
+        command_id: uuid(headers::COMMAND_ID)?,
+        correlation_id: text(headers::CORRELATION_ID)?.to_owned(),
+        causation_id: record.header(headers::CAUSATION_ID).map(str::to_owned),
+        recorded_at: text(headers::CE_TIME)?
+            .parse()
+            .map_err(|_| format!("header {} is not an RFC 3339 time", headers::CE_TIME))?,
+        event: projector.codec.decode(value).map_err(|error| error.to_string())?,
+    })
+}

@@ -1,0 +1,113 @@
+//! Makes a projection's role and, the first time, its live tables. Run by `throughline db apply`.
+//!
+//! Tables of another version are left alone: they change by a rebuild, on command, never by a start.
+
+use tokio_postgres::{Client, Transaction};
+
+use crate::engine::Projection;
+use crate::store::{DatabaseRole, StoreError};
+
+/// What [`install`] found or did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Installed {
+    /// The tables were made.
+    Created,
+    /// They were there, in this version.
+    Current,
+    /// They are there in another version: the projection waits for a rebuild.
+    NeedsRebuild { live: i32, program: i32 },
+}
+
+/// Installs `projection`. Idempotent; safe beside another's. `client` is the owner's.
+pub async fn install<E: Send + Sync + 'static>(
+    client: &mut Client,
+    projection: &dyn Projection<Event = E>,
+) -> Result<Installed, StoreError> {
+    let tx = client.transaction().await.map_err(StoreError::at("begin an installation"))?;
+    tx.execute("select pg_advisory_xact_lock(hashtext('throughline.install'))", &[])
+        .await
+        .map_err(StoreError::at("lock installations"))?;
+    let role = create_role(&tx, projection.name()).await?;
+    let live = tx
+        .query_opt("select version from throughline.projections where name = $1", &[&projection.name()])
+        .await
+        .map_err(StoreError::at("look for an installed projection"))?
+        .map(|row| row.get::<_, i32>(0));
+    let installed = match live {
+        Some(live) if live == projection.version() => Installed::Current,
+        Some(live) => Installed::NeedsRebuild { live, program: projection.version() },
+        None => {
+            create_tables(&tx, projection, super::LIVE, &role).await?;
+            create_indexes(&tx, projection, super::LIVE).await?;
+            tx.execute(
+                "insert into throughline.projections (name, version) values ($1, $2)",
+                &[&projection.name(), &projection.version()],
+            )
+            .await
+            .map_err(StoreError::at("register a projection"))?;
+            Installed::Created
+        }
+    };
+    tx.commit().await.map_err(StoreError::at("commit an installation"))?;
+    Ok(installed)
+}
+
+/// Roles belong to the cluster: another database, or a parallel run, may have made it first.
+async fn create_role(tx: &Transaction<'_>, projection: &'static str) -> Result<String, StoreError> {
+    let role = DatabaseRole::Projector(projection).name().unwrap_or_default();
+    tx.batch_execute(&format!(
+        "do $$ begin
+             if not exists (select from pg_roles where rolname = '{role}') then
+                 begin
+                     create role {role} nologin;
+                 exception when duplicate_object or unique_violation then null;
+                 end;
+             end if;
+             if not pg_has_role('{role}', 'throughline_projector', 'member') then
+                 begin
+                     grant throughline_projector to {role};
+                 exception when unique_violation then null;
+                 end;
+             end if;
+             if not pg_has_role(current_user, '{role}', 'member') then
+                 begin
+                     grant {role} to current_user;
+                 exception when unique_violation then null;
+                 end;
+             end if;
+         end $$"
+    ))
+    .await
+    .map_err(StoreError::at("create a projection's role"))?;
+    Ok(role)
+}
+
+/// The tables and views of `projection` in the schema `generation`, with the rights on them.
+pub(super) async fn create_tables<E: Send + Sync + 'static>(
+    tx: &Transaction<'_>,
+    projection: &dyn Projection<Event = E>,
+    generation: &str,
+    role: &str,
+) -> Result<(), StoreError> {
+    let mut sql = format!("set local search_path = {generation}, pg_catalog;\n{};\n", projection.ddl());
+    for table in projection.tables() {
+        sql.push_str(&format!(
+            "grant select, insert, update, delete on {generation}.{table} to {role};
+             grant select on {generation}.{table} to throughline_reader;\n"
+        ));
+    }
+    for view in projection.views() {
+        sql.push_str(&format!("grant select on {generation}.{view} to throughline_reader, {role};\n"));
+    }
+    tx.batch_execute(&sql).await.map_err(StoreError::at("create a projection's tables"))
+}
+
+/// The secondary indexes.
+pub(super) async fn create_indexes<E: Send + Sync + 'static>(
+    tx: &Transaction<'_>,
+    projection: &dyn Projection<Event = E>,
+    generation: &str,
+) -> Result<(), StoreError> {
+    let sql = format!("set local search_path = {generation}, pg_catalog;\n{};", projection.indexes().join(";\n"));
+    tx.batch_execute(&sql).await.map_err(StoreError::at("create a projection's indexes"))
+}

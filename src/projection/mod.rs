@@ -1,0 +1,141 @@
+//! Events topic to read tables: one loop a projection, each alone in its failure.
+//!
+//! A projection is a consumer group, a database role, a checkpoint row a partition and some tables.
+//! Its truth is the checkpoint: it moves by compare-and-set in the transaction that changes the
+//! rows, so what is applied is applied once. Kafka's committed offset only follows, and carries
+//! `e=<epoch>` as metadata; Kafka's own reset tool leaves that empty, which is how a reset is told
+//! from our own lag (`reset`).
+//!
+//! The rooms: `run` is the loop and `apply` one batch of it, failures included; `decode` turns
+//! records into events; `checkpoint` is the compare-and-set, `claim` the take-over of a partition;
+//! `fill` applies events from the store (a refill after a reset, a rebuild); `rebuild`, `switch`
+//! and `digest` make a new generation beside the live one; `park` keeps what cannot be applied and
+//! `replay` brings it back; `install`, `state` and `offsets` are for operators.
+//!
+//! What a reset does to the rows of a partition:
+//!
+//! | Kafka's tool | effect |
+//! |---|---|
+//! | to an earlier offset (`--to-earliest`, `--to-offset`, `--to-datetime`, `--shift-by -n`) | rows cleared, refilled from the event store up to the event before that offset, then Kafka from there: the fold again |
+//! | to a later offset (`--to-latest`, `--shift-by n` …) | rows stay, the events between are skipped, and recorded in `throughline.projection_resets` |
+//! | to where it stands | nothing |
+//! | `--delete-offsets`, or offsets expired | nothing: the checkpoint holds |
+//!
+//! This room knows no context of ours: events come as a type parameter with their codec.
+
+mod apply;
+pub mod checkpoint;
+mod claim;
+mod decode;
+mod fill;
+mod handler;
+mod install;
+mod park;
+mod peek;
+mod reset;
+mod run;
+pub mod state;
+
+use std::sync::Arc;
+
+pub use install::{Installed, install};
+pub use run::run;
+
+use crate::engine::{EventCodec, Position, Projection};
+use crate::kafka::KafkaError;
+use crate::kafka::topics::TopicNames;
+use crate::settings::{FailurePolicy, Settings};
+use crate::store::{DatabaseRole, StoreError};
+
+/// Live generation: the schema that queries read.
+pub const LIVE: &str = "read";
+/// Generation that a rebuild fills.
+pub const NEXT: &str = "read_next";
+/// Generation kept for rollback.
+pub const PREVIOUS: &str = "read_previous";
+
+/// One projection with all it needs: what every room here works on.
+pub struct Projector<E: Send + Sync + 'static> {
+    pub settings: Arc<Settings>,
+    pub projection: Arc<dyn Projection<Event = E>>,
+    pub codec: Arc<dyn EventCodec<Event = E>>,
+    /// The events topic.
+    pub topic: String,
+    /// The consumer group.
+    pub group: String,
+}
+
+impl<E: Send + Sync + 'static> Clone for Projector<E> {
+    fn clone(&self) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            projection: self.projection.clone(),
+            codec: self.codec.clone(),
+            topic: self.topic.clone(),
+            group: self.group.clone(),
+        }
+    }
+}
+
+impl<E: Send + Sync + 'static> Projector<E> {
+    /// Puts a projection and its surroundings together.
+    pub fn new(
+        settings: Arc<Settings>,
+        names: &TopicNames,
+        projection: Arc<dyn Projection<Event = E>>,
+        codec: Arc<dyn EventCodec<Event = E>>,
+    ) -> Self {
+        let (topic, group) = (names.events(), names.projection_group(projection.name()));
+        Self { settings, projection, codec, topic, group }
+    }
+
+    /// The projection's name.
+    pub fn name(&self) -> &'static str {
+        self.projection.name()
+    }
+
+    fn policy(&self) -> FailurePolicy {
+        self.settings.projection.policy(self.name())
+    }
+
+    fn role(&self) -> DatabaseRole {
+        DatabaseRole::Projector(self.name())
+    }
+
+    /// A connection in the projection's role whose unqualified names mean `generation`.
+    async fn connect(&self, generation: &str) -> Result<tokio_postgres::Client, StoreError> {
+        let client = crate::store::connect::connect(&self.settings.database, &self.role()).await?;
+        client
+            .batch_execute(&format!("set search_path = {generation}, pg_catalog"))
+            .await
+            .map_err(StoreError::at("choose the generation of the read tables"))?;
+        Ok(client)
+    }
+}
+
+/// What ends a projection's loop, or a command on it.
+#[derive(Debug, thiserror::Error)]
+pub enum ProjectionLoopError {
+    /// A step against PostgreSQL.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A step against Kafka.
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// An event that cannot be applied, where no policy covers it: in a refill, a rebuild, a replay.
+    #[error(
+        "projection {projection} cannot apply the event at partition {}, seq {}: {reason}. Fix the projection, or \
+         discard the event by letting the live projection park it (projection.on_failure=park) and `throughline dlq discard`.",
+        position.partition, position.seq
+    )]
+    Event { projection: &'static str, position: Position, reason: String },
+    /// The operator asked for what cannot be done now; says why and what to do.
+    #[error("projection {projection}: {reason}")]
+    Refused { projection: String, reason: String },
+}
+
+impl ProjectionLoopError {
+    fn refused(projection: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Refused { projection: projection.into(), reason: reason.into() }
+    }
+}

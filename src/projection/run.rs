@@ -1,0 +1,171 @@
+//! The loop of one projection: wait until it may run, consume, apply, follow.
+//!
+//! Each projection has a thread and a runtime of its own, so that a handler that blocks stops its
+//! own projection and nothing else. Trouble never ends the loop: it starts over, for ever.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::apply::Applier;
+use super::claim::CheckpointOwner;
+use super::state::{self, Readiness};
+use super::{ProjectionLoopError, Projector, reset};
+use crate::engine::{EventCodec, Projection};
+use crate::kafka::topics::TopicNames;
+use crate::kafka::{Consumer, ConsumerOptions, KafkaError, Mailbox, TopicPartition, client};
+use crate::settings::Settings;
+
+/// How finely the linger looks whether the batch is full.
+const LINGER_STEP: Duration = Duration::from_millis(5);
+
+/// Runs `projection` until `shutdown`. Waits, without consuming, while it is paused, not installed
+/// or of another version than its tables.
+///
+/// # Errors
+/// Settings that no retry can cure.
+pub async fn run<E: Send + Sync + 'static>(
+    settings: Arc<Settings>,
+    names: TopicNames,
+    projection: Arc<dyn Projection<Event = E>>,
+    codec: Arc<dyn EventCodec<Event = E>>,
+    shutdown: CancellationToken,
+) -> Result<(), ProjectionLoopError> {
+    let projector = Projector::new(settings, &names, projection, codec);
+    let name = projector.name();
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    let fatal = move |reason: String| KafkaError::Fatal(format!("projection {name}: {reason}"));
+    std::thread::Builder::new()
+        .name(format!("projection {name}"))
+        .spawn(move || {
+            let ended = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| fatal(format!("cannot start a runtime: {error}")).into())
+                .and_then(|runtime| runtime.block_on(supervise(&projector, &shutdown)));
+            // Nobody listens any more only when the process is ending.
+            let _ = done.send(ended);
+        })
+        .map_err(|error| fatal(format!("cannot start a thread: {error}")))?;
+    outcome.await.unwrap_or_else(|_| Err(fatal("the loop's thread panicked".into()).into()))
+}
+
+async fn supervise<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    shutdown: &CancellationToken,
+) -> Result<(), ProjectionLoopError> {
+    let mut told = String::new();
+    while !shutdown.is_cancelled() {
+        let waiting = match state::readiness(projector).await {
+            Ok(Readiness::Ready) => {
+                told.clear();
+                match session(projector, shutdown).await {
+                    Ok(()) => continue,
+                    Err(error @ ProjectionLoopError::Kafka(KafkaError::Settings(_))) => return Err(error),
+                    Err(error) => format!("the loop starts over: {error}"),
+                }
+            }
+            Ok(Readiness::Waiting(reason)) => reason,
+            Err(error @ crate::store::StoreError::Settings(_)) => return Err(error.into()),
+            Err(error) => error.to_string(),
+        };
+        if waiting != told {
+            tracing::warn!(projection = projector.name(), reason = waiting, "not consuming");
+            told = waiting;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(poll_wait(projector)) => {}
+        }
+    }
+    Ok(())
+}
+
+fn poll_wait<E: Send + Sync>(projector: &Projector<E>) -> Duration {
+    Duration::from_millis(projector.settings.projection.state_poll_ms.max(10))
+}
+
+/// Consumes until shutdown, or until the projection may not run any more.
+async fn session<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    shutdown: &CancellationToken,
+) -> Result<(), ProjectionLoopError> {
+    let settings = &projector.settings;
+    let options = ConsumerOptions {
+        config: client::consumer(&settings.kafka, &projector.group, ""),
+        topics: vec![projector.topic.clone()],
+        workers: 1,
+        queue_records_max: settings.projection.queue_events_max,
+        queue_bytes_max: settings.projection.queue_bytes_max,
+        read_committed_offsets: true,
+    };
+    let consumer = Arc::new(Consumer::start(options, CheckpointOwner { projector: projector.clone() })?);
+    let mailbox = consumer.mailboxes()[0].clone();
+    let applier = Applier {
+        projector: projector.clone(),
+        consumer: consumer.clone(),
+        mailbox: mailbox.clone(),
+        shutdown: shutdown.clone(),
+        parked_open: true,
+        client: None,
+        epochs: HashMap::new(),
+    };
+    let looped = consume(applier, &consumer, &mailbox, shutdown).await;
+    let stopped = consumer.stop().await;
+    looped?;
+    Ok(stopped?)
+}
+
+async fn consume<E: Send + Sync + 'static>(
+    mut applier: Applier<E>,
+    consumer: &Consumer,
+    mailbox: &Mailbox,
+    shutdown: &CancellationToken,
+) -> Result<(), ProjectionLoopError> {
+    let projector = applier.projector.clone();
+    let limits = &projector.settings.projection;
+    let mut announced: HashMap<TopicPartition, i64> = HashMap::new();
+    let mut tick = tokio::time::interval(poll_wait(&projector));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let batch = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Ok(()),
+            _ = tick.tick() => {
+                announce(&mut announced, consumer, mailbox);
+                match state::sample(&mut applier).await {
+                    Ok(Readiness::Ready) => continue,
+                    Ok(Readiness::Waiting(_)) => return Ok(()),
+                    // The batches notice as well, and keep trying.
+                    Err(error) => tracing::debug!(projection = projector.name(), %error, "look at the state"),
+                }
+                continue;
+            }
+            batch = mailbox.take(limits.batch_events_max, limits.batch_bytes_max) => batch,
+        };
+        let Some(batch) = batch else { return Ok(()) };
+        applier.process(batch).await;
+        linger(mailbox, limits.batch_events_max, Duration::from_millis(limits.linger_ms)).await;
+    }
+}
+
+/// While behind, lets a batch fill up; caught up (nothing waits), returns at once.
+async fn linger(mailbox: &Mailbox, full: usize, limit: Duration) {
+    let deadline = tokio::time::Instant::now() + limit;
+    while !mailbox.is_empty() && mailbox.len() < full && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(LINGER_STEP.min(limit)).await;
+    }
+}
+
+/// Marks fresh claims as ours in Kafka, so that an operator's empty metadata is gone for good.
+fn announce(announced: &mut HashMap<TopicPartition, i64>, consumer: &Consumer, mailbox: &Mailbox) {
+    let claims = mailbox.claims();
+    announced.retain(|source, _| claims.contains_key(source));
+    for (source, claim) in claims {
+        if announced.insert(source.clone(), claim.epoch) != Some(claim.epoch) {
+            consumer.commit(&source, claim.next_offset, reset::metadata(claim.epoch));
+        }
+    }
+}
