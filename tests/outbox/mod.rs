@@ -75,11 +75,17 @@ pub async fn published(client: &Client, topic: i16, partition: i32) -> i64 {
 
 /// Everything a partition holds now, in offset order.
 pub fn read_partition(settings: &Settings, topic: &str, partition: i32) -> Vec<Record> {
+    read_last(settings, topic, partition, i64::MAX)
+}
+
+/// The last `count` records of a partition, in offset order.
+pub fn read_last(settings: &Settings, topic: &str, partition: i32, count: i64) -> Vec<Record> {
     let mut config = client::base(&settings.kafka);
     config.set("group.id", "test-reader").set("enable.auto.commit", "false").set("auto.offset.reset", "error");
     let consumer: BaseConsumer = config.create().expect("a consumer");
     let wait = Duration::from_secs(10);
     let (low, high) = consumer.fetch_watermarks(topic, partition, wait).expect("watermarks");
+    let low = low.max(high.saturating_sub(count));
     let mut records = Vec::new();
     if low == high {
         return records;
