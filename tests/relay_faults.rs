@@ -67,7 +67,7 @@ async fn a_failing_broker_causes_no_hole_and_no_inversion() {
 
     for partition in 0..events.partitions {
         eventually("all is published", || async {
-            (outbox::published(&client, events.id, partition).await == last).then_some(())
+            (outbox::watermark(&client, events.id, partition).await == last).then_some(())
         })
         .await;
     }

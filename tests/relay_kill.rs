@@ -100,7 +100,7 @@ async fn fifty_kills_under_load_leave_no_hole_and_no_inversion() {
     let events = outbox::events(&client, &harness.names().events()).await;
     for partition in 0..events.partitions {
         eventually("the backlog is published", || async {
-            (outbox::published(&client, events.id, partition).await == last).then_some(())
+            (outbox::watermark(&client, events.id, partition).await == last).then_some(())
         })
         .await;
     }
@@ -157,7 +157,7 @@ async fn relays_that_are_paused_and_resumed_leave_no_hole() {
     let last = loading.await.expect("no panic");
     for partition in 0..events.partitions {
         eventually("the backlog is published", || async {
-            (outbox::published(&client, events.id, partition).await == last).then_some(())
+            (outbox::watermark(&client, events.id, partition).await == last).then_some(())
         })
         .await;
     }
