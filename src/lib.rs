@@ -1,8 +1,53 @@
+//! Throughline: event-sourced CQRS on Kafka and PostgreSQL.
+//!
+//! ```text
+//!  any Kafka client ─┐                                    ┌─> projection ──> read tables ──> HTTP GET
+//!                    ▼                                    │   (own group, own checkpoint)
+//!  HTTP POST ──> orders-commands ──> processor ──> PostgreSQL ──> relay ──> orders-events ──> anyone
+//!   (202/201)     (three lanes)       (group)      events, outbox,          (Avro, keyed,
+//!                                                  outcomes, offsets         dense seq)
+//!                                                  in one transaction
+//! ```
+//!
+//! # Rooms
+//! | room | what it is for | may import |
+//! |---|---|---|
+//! | [`engine`] | the vocabulary of a bounded context: aggregate, command, event, projection | nothing of ours |
+//! | [`settings`] | every setting, its default and unit | nothing of ours |
+//! | [`orders`] | the reference context: pure domain, wire formats, read tables, routes | `engine`, `avro`, `api` types |
+//! | [`avro`] | schema catalogue, codec, upcasting, registry API | `engine` |
+//! | [`store`] | PostgreSQL: connections, migrations, what several loops ask | `settings` |
+//! | [`kafka`] | clients, the consumer thread, topics, headers | `settings` |
+//! | [`processor`] | commands topic -> decide -> append | the rooms above, no context |
+//! | [`relay`] | outbox -> Kafka | the rooms above, no context |
+//! | [`projection`] | events topic -> read tables; reset, rebuild, dead letters | the rooms above, no context |
+//! | [`api`] | HTTP server, admission, problems, health | the rooms above, no context |
+//! | [`app`] | composition, lifecycle, installation, development services | everything |
+//! | [`cli`] | one file a subcommand | everything |
+//! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
+//!
+//! # Invariants
+//! 1. One outcome per command id; a command delivered twice acts once: its id, its events and the
+//!    offset it came from move in one PostgreSQL transaction.
+//! 2. Per destination partition, `seq` is dense and commit order is `seq` order; what is committed is
+//!    published in that order, without a hole.
+//! 3. A read table equals the fold of its events; its rows and its checkpoint move in one transaction.
+//! 4. Events are never changed or removed; the database refuses.
+//! 5. The domain never asks the time, an id or the world; it is told.
+//! 6. Kafka's committed offsets follow PostgreSQL, never the other way, but for an operator's reset.
+//! 7. Deliberately absent: distributed transactions, an ORM, global state, promises of exactly once
+//!    on the wire.
+
+pub mod api;
+pub mod app;
 pub mod avro;
+pub mod cli;
 pub mod crash;
 pub mod engine;
 pub mod kafka;
 pub mod orders;
+pub mod processor;
 pub mod projection;
+pub mod relay;
 pub mod settings;
 pub mod store;

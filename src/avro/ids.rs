@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use tokio_postgres::GenericClient;
 
 use super::catalogue::Catalogue;
+use crate::store::describe;
 
 /// Schema ids of one context, both ways. May hold versions that this program does not know.
 #[derive(Debug, Clone, Default)]
@@ -18,7 +19,7 @@ pub struct SchemaIds {
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaIdsError {
     /// PostgreSQL refused a statement.
-    #[error("schema ids: {step}: {source}")]
+    #[error("schema ids: {step}: {}", describe(.source))]
     Database { step: &'static str, source: tokio_postgres::Error },
     /// Not registered.
     #[error(

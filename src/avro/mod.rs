@@ -5,11 +5,18 @@
 
 pub mod catalogue;
 pub mod codec;
+pub mod external_registry;
 pub mod ids;
 pub mod limits;
+pub mod lock;
+pub mod registry;
+mod registry_routes;
 pub mod upcast;
 
 pub use catalogue::{Catalogue, CatalogueError, CataloguedSchema, Published};
 pub use codec::{Codec, CodecError, WrittenEvent};
+pub use external_registry::{ExternalRegistry, ExternalRegistryError};
 pub use ids::{SchemaIds, SchemaIdsError};
+pub use lock::SchemaProblem;
+pub use registry_routes::registry_routes;
 pub use upcast::{Fields, Upcaster, Upcasters};

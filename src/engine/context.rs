@@ -15,6 +15,9 @@ pub trait BoundedContext: Send + Sync + 'static {
     /// Prefix of its topics and consumer groups: `orders` gives `orders-commands`, `orders-events`.
     const NAME: &'static str;
 
+    /// What its public JSON calls the stream id, such as `orderId`.
+    const STREAM_ID_FIELD: &'static str = "streamId";
+
     /// Turns the value of a commands record (JSON) into a command: shape, bounds and sizes are
     /// checked here, before anything is loaded. `fallback_id` is the id when the value carries none.
     fn parse_command(

@@ -26,7 +26,8 @@ pub type Committed = Option<(i64, String)>;
 /// Called on the consumer's thread, where blocking is allowed.
 pub trait PartitionOwner: Send + Sync + 'static {
     /// Claims `source`. `committed` is what Kafka holds; `watermarks` are the first offset kept and
-    /// the next one to be written. A claim outside the watermarks halts the partition.
+    /// the next one to be written, read before the claim: an owner that is still at work may have
+    /// gone past their end meanwhile. A claim outside fresh watermarks halts the partition.
     fn claim(&self, source: &TopicPartition, committed: Committed, watermarks: (i64, i64))
     -> Result<Claim, ClaimError>;
 }
@@ -275,10 +276,14 @@ impl Shared {
         source: &TopicPartition,
         committed: &Committed,
     ) -> Result<Claim, ClaimError> {
-        let (first, next) = consumer
-            .fetch_watermarks(&source.topic, source.partition, REQUEST_WAIT)
-            .map_err(|error| ClaimError::Transient(format!("cannot read the offsets kept: {error}")))?;
-        let claim = self.owner.claim(source, committed.clone(), (first, next))?;
+        let watermarks = || {
+            consumer
+                .fetch_watermarks(&source.topic, source.partition, REQUEST_WAIT)
+                .map_err(|error| ClaimError::Transient(format!("cannot read the offsets kept: {error}")))
+        };
+        let claim = self.owner.claim(source, committed.clone(), watermarks()?)?;
+        // Read again: until the claim, the previous owner went on, past what was the end before.
+        let (first, next) = watermarks()?;
         if (first..=next).contains(&claim.next_offset) {
             return Ok(claim);
         }

@@ -10,6 +10,7 @@ pub mod mailbox;
 mod poller;
 mod rebalance;
 pub mod record;
+pub mod topic_id;
 pub mod topics;
 
 pub use consumer::{Consumer, ConsumerOptions, PartitionOwner};

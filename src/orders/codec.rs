@@ -4,7 +4,7 @@
 use super::domain::OrderEvent;
 use super::schemas;
 use super::wire::{OrderCancelledWire, OrderPlacedIn, OrderPlacedOut, OrderShippedWire, PaymentReceivedWire};
-use crate::avro::{CatalogueError, Codec, CodecError, SchemaIds, WrittenEvent};
+use crate::avro::{Catalogue, CatalogueError, Codec, CodecError, SchemaIds, Upcasters, WrittenEvent};
 use crate::engine::{Encoded, EventCodec, UndecodableEvent};
 
 /// Encodes and decodes the events of orders.
@@ -33,7 +33,12 @@ pub enum OrdersCodecError {
 impl OrdersCodec {
     /// The codec under these schema ids.
     pub fn new(ids: &SchemaIds) -> Result<Self, OrdersCodecError> {
-        let codec = Codec::new(schemas::catalogue()?, schemas::upcasters(), ids)?;
+        Self::with(schemas::catalogue()?, schemas::upcasters(), ids)
+    }
+
+    /// The codec with upcasters of another set: for the tests of the checks themselves.
+    pub(super) fn with(catalogue: Catalogue, upcasters: Upcasters, ids: &SchemaIds) -> Result<Self, OrdersCodecError> {
+        let codec = Codec::new(catalogue, upcasters, ids)?;
         let handle = |event_type| codec.handle(event_type).ok_or(OrdersCodecError::NoSchema(event_type));
         let (placed, received) = (handle("OrderPlaced")?, handle("PaymentReceived")?);
         let (shipped, cancelled) = (handle("OrderShipped")?, handle("OrderCancelled")?);

@@ -17,6 +17,7 @@ impl BoundedContext for OrdersContext {
     type Codec = OrdersCodec;
 
     const NAME: &'static str = "orders";
+    const STREAM_ID_FIELD: &'static str = "orderId";
 
     fn parse_command(value: &[u8], fallback_id: Uuid) -> Result<Command<OrderCommand>, InvalidCommand> {
         command::parse_command(value, fallback_id)

@@ -7,10 +7,16 @@ pub mod codec;
 pub mod command;
 mod command_fault;
 pub mod command_json;
+#[cfg(test)]
+mod command_tests;
 mod context;
 pub mod domain;
+mod event_json;
+#[cfg(test)]
+mod golden;
 pub mod projections;
 mod public_json;
+pub mod routes;
 pub mod schemas;
 mod wire;
 

@@ -16,6 +16,9 @@ pub struct DatabaseSettings {
     pub ca_file: Option<PathBuf>,
     /// Take the loop's own role with `SET ROLE` on each connection.
     pub set_role: bool,
+    /// Let `run` create what is missing (schema, roles, topics, read tables) at start, as the login
+    /// role. Switch off where that role may not; `run` then only checks.
+    pub apply_at_start: bool,
     /// Connections of one pool, at most.
     pub pool_connections_max: usize,
     /// A wait for a pooled connection, milliseconds, at most.
@@ -38,6 +41,7 @@ impl Default for DatabaseSettings {
             url: Secret::default(),
             ca_file: None,
             set_role: true,
+            apply_at_start: true,
             pool_connections_max: 8,
             pool_wait_ms: 5_000,
             statement_timeout_ms: 30_000,

@@ -1,8 +1,21 @@
-//! Development services: where they live.
+//! Development services: where they live and how long they may take.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+/// What runs Kafka and PostgreSQL.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DevRunner {
+    /// Docker Compose where an engine answers, else local processes.
+    #[default]
+    Auto,
+    /// Processes of this machine: Java and PostgreSQL installed here.
+    Local,
+    /// Containers.
+    Compose,
+}
 
 /// The launcher of local Kafka and PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -12,10 +25,28 @@ pub struct DevSettings {
     pub directory: PathBuf,
     /// Fetched Kafka artifacts live here, shared by every set of services.
     pub kafka_cache: PathBuf,
+    /// What runs the services.
+    pub runner: DevRunner,
+    /// Heap of the local Kafka, mebibytes.
+    pub kafka_heap_mib: u32,
+    /// Both services answer within this, milliseconds; fetching Kafka the first time is not counted.
+    pub start_timeout_ms: u64,
+    /// A service ends by itself within this after being asked to, milliseconds; then it is killed.
+    pub stop_timeout_ms: u64,
+    /// Fetching and preparing Kafka, or another launcher doing so, takes at most this, milliseconds.
+    pub fetch_timeout_ms: u64,
 }
 
 impl Default for DevSettings {
     fn default() -> Self {
-        Self { directory: "target/dev".into(), kafka_cache: "target/kafka".into() }
+        Self {
+            directory: "target/dev".into(),
+            kafka_cache: "target/kafka".into(),
+            runner: DevRunner::Auto,
+            kafka_heap_mib: 512,
+            start_timeout_ms: 60_000,
+            stop_timeout_ms: 15_000,
+            fetch_timeout_ms: 600_000,
+        }
     }
 }

@@ -7,6 +7,7 @@ mod dev;
 mod http;
 mod kafka;
 mod load;
+mod log;
 mod processor;
 mod projection;
 mod relay;
@@ -14,11 +15,12 @@ mod secret;
 mod topics;
 
 pub use database::DatabaseSettings;
-pub use dev::DevSettings;
-pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings};
+pub use dev::{DevRunner, DevSettings};
+pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings, LaneAdmission};
 pub use kafka::KafkaSettings;
 pub use load::{LoadedSettings, SettingsError};
-pub use processor::ProcessorSettings;
+pub use log::{LogFormat, LogSettings};
+pub use processor::{LostOffsets, ProcessorSettings};
 pub use projection::{FailurePolicy, ProjectionSettings};
 pub use relay::RelaySettings;
 pub use secret::Secret;
@@ -38,4 +40,5 @@ pub struct Settings {
     pub projection: ProjectionSettings,
     pub http: HttpSettings,
     pub dev: DevSettings,
+    pub log: LogSettings,
 }

@@ -2,6 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+/// See [`ProcessorSettings::on_lost_offsets`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LostOffsets {
+    /// The partition halts with an explanation; the others go on.
+    Halt,
+    /// The operator accepts the loss.
+    Earliest,
+}
+
 /// Batching, caching, lanes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -24,6 +34,10 @@ pub struct ProcessorSettings {
     pub lane_weights: [usize; 3],
     /// Static membership: `group.instance.id`, unique and stable per process. Empty = dynamic.
     pub instance_id: String,
+    /// What to do where the next offset of a commands partition is not there any more (dropped by
+    /// retention, or the topic was created again): stop that partition, or go on at the first
+    /// record kept and accept the loss.
+    pub on_lost_offsets: LostOffsets,
     /// First wait after a transient failure, milliseconds; doubles up to `retry_wait_max_ms`.
     pub retry_wait_ms: u64,
     /// Longest wait between retries, milliseconds.
@@ -42,6 +56,7 @@ impl Default for ProcessorSettings {
             snapshot_every_events: 200,
             lane_weights: [70, 25, 5],
             instance_id: String::new(),
+            on_lost_offsets: LostOffsets::Halt,
             retry_wait_ms: 50,
             retry_wait_max_ms: 5_000,
         }

@@ -12,6 +12,8 @@ pub struct RelaySettings {
     pub batch_rows_max: i64,
     /// Records handed to the producer and not yet acknowledged, at most.
     pub in_flight_max: usize,
+    /// Bytes of values handed to the producer and not yet acknowledged, at most, roughly.
+    pub in_flight_bytes_max: usize,
     /// Shortest wait between polls of an idle outbox, milliseconds.
     pub poll_min_ms: u64,
     /// Longest wait between polls of an idle outbox, milliseconds.
@@ -20,6 +22,9 @@ pub struct RelaySettings {
     pub linger_ms: u64,
     /// Records larger than this are not produced: the partition stops with an alarm, bytes.
     pub record_bytes_max: usize,
+    /// Topics, comma separated, whose lost records are accepted: a topic that holds less than was
+    /// published (created anew, truncated) is otherwise refused. Its readers see a hole.
+    pub accept_lost_records_of: String,
 }
 
 impl Default for RelaySettings {
@@ -28,10 +33,12 @@ impl Default for RelaySettings {
             lease_ms: 5_000,
             batch_rows_max: 4_000,
             in_flight_max: 20_000,
+            in_flight_bytes_max: 64 * 1024 * 1024,
             poll_min_ms: 1,
             poll_max_ms: 10,
             linger_ms: 10,
             record_bytes_max: 1_000_000,
+            accept_lost_records_of: String::new(),
         }
     }
 }

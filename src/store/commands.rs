@@ -1,7 +1,7 @@
 //! Outcomes of commands, as status queries and the sync path read them. Written by the processor.
 
 use jiff::Timestamp;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::StoreError;
@@ -27,6 +27,24 @@ pub struct Outcome {
     pub decided_at: Timestamp,
 }
 
+impl Outcome {
+    /// The public form: the answer of `GET /api/commands/{id}` and the value on the results topic.
+    pub fn to_json(&self) -> serde_json::Value {
+        let position = self.seq.map(|seq| serde_json::json!({"partition": self.partition, "seq": seq}));
+        serde_json::json!({
+            "commandId": self.command_id,
+            "orderId": self.stream_id,
+            "status": if self.accepted { "accepted" } else { "refused" },
+            "code": self.code,
+            "reason": self.reason,
+            "version": self.version,
+            "position": position,
+            "correlationId": self.correlation_id,
+            "decidedAt": self.decided_at.to_string(),
+        })
+    }
+}
+
 /// The outcomes of `ids` that exist, in no order. Looks in every destination partition: a status
 /// query knows the id alone.
 pub async fn outcomes(client: &Client, ids: &[Uuid]) -> Result<Vec<Outcome>, StoreError> {
@@ -38,20 +56,22 @@ pub async fn outcomes(client: &Client, ids: &[Uuid]) -> Result<Vec<Outcome>, Sto
         cross join generate_series(0, t.partitions - 1) p
         join throughline.commands c on c.partition = p and c.topic = t.id and c.command_id = any($1)";
     let rows = client.query(statement, &[&ids]).await.map_err(StoreError::at("read outcomes of commands"))?;
-    Ok(rows
-        .iter()
-        .map(|row| Outcome {
-            command_id: row.get(0),
-            stream_id: row.get(1),
-            payload_hash: row.get(2),
-            accepted: row.get(3),
-            code: row.get(4),
-            reason: row.get(5),
-            version: row.get(6),
-            partition: row.get(7),
-            seq: row.get(8),
-            correlation_id: row.get(9),
-            decided_at: row.get(10),
-        })
-        .collect())
+    Ok(rows.iter().map(outcome).collect())
+}
+
+/// The outcome of a row whose columns come in the order of [`Outcome`]'s fields.
+pub fn outcome(row: &Row) -> Outcome {
+    Outcome {
+        command_id: row.get(0),
+        stream_id: row.get(1),
+        payload_hash: row.get(2),
+        accepted: row.get(3),
+        code: row.get(4),
+        reason: row.get(5),
+        version: row.get(6),
+        partition: row.get(7),
+        seq: row.get(8),
+        correlation_id: row.get(9),
+        decided_at: row.get(10),
+    }
 }

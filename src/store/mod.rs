@@ -50,10 +50,13 @@ impl StoreError {
 /// Whether a driver error is about the connection or a conflict rather than about the statement.
 pub fn is_transient(error: &tokio_postgres::Error) -> bool {
     match error.code() {
-        // No SQLSTATE: the connection broke.
-        None => true,
-        // 08 connection, 40 rollback, 53 resources, 55 lock not available, 57 operator intervention.
-        Some(code) => ["08", "40", "53", "55", "57", "25P03"].iter().any(|class| code.code().starts_with(class)),
+        // No SQLSTATE: the connection broke, unless a value did not fit its column.
+        None => !error.to_string().starts_with("error serializing") && !error.to_string().starts_with("error deserial"),
+        // 08 connection, 40 rollback, 53 resources, 55 lock not available, 57 operator intervention,
+        // 25P03 idle transaction ended, 23514 a row without a time partition: maintenance is late.
+        Some(code) => {
+            ["08", "40", "53", "55", "57", "25P03", "23514"].iter().any(|class| code.code().starts_with(class))
+        }
     }
 }
 

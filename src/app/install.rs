@@ -1,0 +1,90 @@
+//! Makes the database and the topics what this program needs, and checks them before a start.
+
+use anyhow::bail;
+
+use crate::kafka::client;
+use std::sync::Arc;
+
+use crate::avro;
+use crate::kafka::topics::{self, TopicNames, TopicSpec};
+use crate::orders::{self, OrdersCodec};
+use crate::projection::{self, Installed};
+use crate::settings::Settings;
+use crate::store::{DatabaseRole, connect, destinations, migrate, partitions};
+
+/// The reference context's topics.
+pub fn orders_topics(settings: &Settings) -> TopicNames {
+    TopicNames::new("orders", &settings.topics)
+}
+
+/// Every topic of every context.
+pub fn topic_specs(settings: &Settings) -> Vec<TopicSpec> {
+    topics::specs(&orders_topics(settings), &settings.topics)
+}
+
+/// Applies migrations, registers destination topics, schemas and read tables. Idempotent; safe when
+/// several processes do it at once. Returns what was applied.
+pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> {
+    let mut client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+    let mut applied: Vec<String> =
+        migrate::apply(&mut client).await?.iter().map(|name| format!("migration {name}")).collect();
+    let names = orders_topics(settings);
+    for topic in [names.events(), names.results()] {
+        destinations::register(&mut client, &topic, settings.topics.event_partitions).await?;
+    }
+    avro::ids::register(&client, &orders::schemas::catalogue()?).await?;
+    for projection in orders::projections::all() {
+        match projection::install(&mut client, projection.as_ref()).await? {
+            Installed::Created => applied.push(format!("projection {}", projection.name())),
+            Installed::Current => {}
+            Installed::NeedsRebuild { live, program } => applied.push(format!(
+                "nothing for projection {name}: its tables have version {live}, this program version {program}; run \
+                 `throughline projection rebuild {name}`",
+                name = projection.name()
+            )),
+        }
+    }
+    let turn = partitions::maintain(&client, &settings.database).await?;
+    if turn.created > 0 {
+        applied.push(format!("{} time partitions", turn.created));
+    }
+    Ok(applied)
+}
+
+/// Makes sure that a role can start: services answer, schema and topics fit.
+pub async fn ready(settings: &Settings) -> anyhow::Result<()> {
+    let kafka = settings.kafka.clone();
+    tokio::task::spawn_blocking(move || client::check(&kafka)).await??;
+    if settings.database.apply_at_start {
+        apply_database(settings).await?;
+        topics::apply(&settings.kafka, &topic_specs(settings)).await?;
+    } else {
+        let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+        migrate::check(&client).await?;
+    }
+    let mismatches = topics::check(&settings.kafka, &topic_specs(settings)).await?;
+    if let Some(mismatch) = mismatches.first() {
+        bail!(
+            "topic {} {}{}",
+            mismatch.topic,
+            mismatch.problem,
+            match mismatches.len() - 1 {
+                0 => String::new(),
+                more => format!("; {more} more: run `throughline topics check`"),
+            }
+        );
+    }
+    Ok(())
+}
+
+/// The codec of the orders context, with the schema ids that the database gave.
+///
+/// # Errors
+/// Refuses when the store holds events of a version that this program cannot read.
+pub async fn orders_codec(settings: &Settings) -> anyhow::Result<Arc<OrdersCodec>> {
+    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+    let catalogue = orders::schemas::catalogue()?;
+    let ids = avro::ids::load(&client, &catalogue).await?;
+    avro::ids::check_store(&client, &catalogue, &ids).await?;
+    Ok(Arc::new(OrdersCodec::new(&ids)?))
+}

@@ -1,0 +1,9 @@
+//! Composition: what a process is made of, and how it starts and stops. Knows every other room;
+//! no other room knows it. Business rules never live here.
+
+pub mod dev;
+pub mod install;
+pub mod lifecycle;
+pub mod maintenance;
+pub mod roles;
+pub mod telemetry;

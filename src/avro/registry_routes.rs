@@ -1,0 +1,123 @@
+//! The registry's read API over HTTP: paths, content type and status codes as Confluent's.
+//! What is answered comes from `registry`; anything that would write is refused as read-only.
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use deadpool_postgres::Object;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::registry::{self, AskedVersion, RegistryError};
+use crate::store::Database;
+
+/// Content type of every answer.
+const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
+
+/// The routes, to be merged at the root: stock clients take the base address as the registry's URL.
+pub fn registry_routes(database: Database) -> Router {
+    Router::new()
+        .route("/subjects", get(subjects))
+        .route("/subjects/{subject}", post(lookup))
+        .route("/subjects/{subject}/versions", get(versions).post(read_only))
+        .route("/subjects/{subject}/versions/{version}", get(subject_version))
+        .route("/subjects/{subject}/versions/{version}/schema", get(definition))
+        .route("/schemas/ids/{id}", get(schema_by_id))
+        .route("/schemas/ids/{id}/schema", get(definition_by_id))
+        .route("/schemas/ids/{id}/versions", get(versions_of_id))
+        .route("/schemas/ids/{id}/subjects", get(subjects_of_id))
+        .route("/schemas/types", get(async || answer(&["AVRO"])))
+        .route("/config", get(config).put(read_only))
+        .route("/config/{subject}", get(config).put(read_only))
+        .route("/mode", get(mode).put(read_only))
+        .route("/mode/{subject}", get(mode).put(read_only))
+        .with_state(database)
+}
+
+type Answer = Result<Response, RegistryError>;
+
+fn answer(body: &impl Serialize) -> Response {
+    let mut response = Json(body).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+    response
+}
+
+async fn client(database: &Database) -> Result<Object, RegistryError> {
+    database.client().await.map_err(|error| RegistryError::Unavailable(error.to_string()))
+}
+
+async fn subjects(State(database): State<Database>) -> Answer {
+    Ok(answer(&registry::subjects(&**client(&database).await?).await?))
+}
+
+async fn versions(State(database): State<Database>, Path(subject): Path<String>) -> Answer {
+    Ok(answer(&registry::versions(&**client(&database).await?, &subject).await?))
+}
+
+async fn subject_version(State(database): State<Database>, Path((subject, version)): Path<(String, String)>) -> Answer {
+    let version = AskedVersion::parse(&version)?;
+    Ok(answer(&registry::subject_version(&**client(&database).await?, &subject, version).await?))
+}
+
+async fn definition(State(database): State<Database>, Path((subject, version)): Path<(String, String)>) -> Answer {
+    let version = AskedVersion::parse(&version)?;
+    Ok(raw(registry::subject_version(&**client(&database).await?, &subject, version).await?.schema))
+}
+
+async fn lookup(State(database): State<Database>, Path(subject): Path<String>, Json(body): Json<Value>) -> Answer {
+    let definition = body.get("schema").and_then(Value::as_str).unwrap_or_default();
+    Ok(answer(&registry::lookup(&**client(&database).await?, &subject, definition).await?))
+}
+
+async fn schema_by_id(State(database): State<Database>, Path(id): Path<String>) -> Answer {
+    Ok(answer(&registry::schema_by_id(&**client(&database).await?, schema_id(&id)?).await?))
+}
+
+async fn definition_by_id(State(database): State<Database>, Path(id): Path<String>) -> Answer {
+    Ok(raw(registry::schema_by_id(&**client(&database).await?, schema_id(&id)?).await?.schema))
+}
+
+async fn versions_of_id(State(database): State<Database>, Path(id): Path<String>) -> Answer {
+    Ok(answer(&registry::versions_of_id(&**client(&database).await?, schema_id(&id)?).await?))
+}
+
+async fn subjects_of_id(State(database): State<Database>, Path(id): Path<String>) -> Answer {
+    let versions = registry::versions_of_id(&**client(&database).await?, schema_id(&id)?).await?;
+    Ok(answer(&versions.iter().map(|one| &one.subject).collect::<Vec<_>>()))
+}
+
+async fn config() -> Response {
+    answer(&json!({"compatibilityLevel": registry::COMPATIBILITY}))
+}
+
+async fn mode() -> Response {
+    answer(&json!({"mode": "READONLY"}))
+}
+
+async fn read_only() -> RegistryError {
+    RegistryError::ReadOnly
+}
+
+/// What is no number is no schema's id.
+fn schema_id(text: &str) -> Result<i32, RegistryError> {
+    text.parse().map_err(|_| RegistryError::SchemaNotFound(text.chars().take(64).collect()))
+}
+
+/// A definition by itself, as the text it is.
+fn raw(definition: String) -> Response {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], definition).into_response()
+}
+
+impl IntoResponse for RegistryError {
+    fn into_response(self) -> Response {
+        if self.status() >= 500 {
+            tracing::warn!(error = %self, "the schema registry API could not answer");
+        }
+        let status = StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = answer(&json!({"error_code": self.code(), "message": self.message()}));
+        *response.status_mut() = status;
+        response
+    }
+}

@@ -1,0 +1,96 @@
+//! The command line: one file a subcommand. Data goes to stdout, everything else to stderr.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 found false (a check that does not hold),
+//! 130 interrupted.
+
+mod command;
+mod config;
+mod db;
+pub mod dev;
+mod outbox;
+mod output;
+mod run;
+mod topics;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use output::Output;
+
+use crate::app::telemetry;
+use crate::settings::LoadedSettings;
+
+/// A check that was answered with no.
+pub const FOUND_FALSE: u8 = 3;
+
+/// Event-sourced CQRS on Kafka and PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(name = "throughline", version, about, long_about = None, propagate_version = true)]
+struct Cli {
+    /// Settings file (default: throughline.toml, where there is one)
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Override one setting: section.key=value
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    #[command(subcommand)]
+    command: CliCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum CliCommand {
+    /// Run roles in this process: processor, relay, projection:NAME, projections, api; none = all
+    Run(run::RunArgs),
+    /// Local Kafka and PostgreSQL for development and tests
+    Dev(dev::DevArgs),
+    /// Create or check the topics
+    Topics(topics::TopicsArgs),
+    /// Create or check the database schema, roles and read tables
+    Db(db::DbArgs),
+    /// Send commands, or ask what became of one
+    Command(command::CommandArgs),
+    /// See where the outbox stands: depth, age, rate and owner of each destination partition
+    Outbox(outbox::OutboxArgs),
+    /// Show the settings with their origins
+    Config(config::ConfigArgs),
+}
+
+/// Parses, runs, and answers with the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let loaded = match LoadedSettings::load(cli.config.as_deref(), &cli.overrides) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(&error.into()),
+    };
+    let filter = if matches!(cli.command, CliCommand::Run(_)) { telemetry::SERVING } else { telemetry::QUIET };
+    telemetry::start(&loaded.settings.log, filter);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&anyhow::Error::new(error).context("cannot start the async runtime")),
+    };
+    let outcome = runtime.block_on(dispatch(cli.command, loaded));
+    // Kafka and PostgreSQL threads that are stuck must not keep a finished process alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result<ExitCode> {
+    let settings = &loaded.settings;
+    match command {
+        CliCommand::Run(args) => run::run(args, settings).await,
+        CliCommand::Dev(args) => dev::run(args, settings).await,
+        CliCommand::Topics(args) => topics::run(args, settings).await,
+        CliCommand::Db(args) => db::run(args, settings).await,
+        CliCommand::Command(args) => command::run(args, settings).await,
+        CliCommand::Outbox(args) => outbox::run(args, settings).await,
+        CliCommand::Config(args) => config::run(args, &loaded),
+    }
+}
+
+/// One paragraph, the whole chain of causes, no trace.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,27 @@
+//! `throughline run [ROLE…]`: the loops, in one process, until a signal.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::app::{install, lifecycle, roles};
+use crate::settings::Settings;
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// processor, relay, projection:NAME, projections, api; none = all
+    #[arg(value_name = "ROLE")]
+    roles: Vec<String>,
+}
+
+/// Runs the roles; 0 after SIGTERM or SIGINT, an error when a role ended by itself.
+pub async fn run(args: RunArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let roles = roles::parse(&args.roles)?;
+    install::ready(settings).await.context("cannot start")?;
+    let lifecycle = lifecycle::Lifecycle::with_signals()?;
+    roles::start(&roles, settings, &lifecycle).await?;
+    lifecycle.run().await?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,64 @@
+//! A batch: commands in the order they are decided, and the offsets that their transaction moves.
+//!
+//! Knows no database and no context. Commands of one partition stand in offset order; a source that
+//! lost its compare-and-set, or halted, is out, and its commands with it.
+
+use crate::kafka::TopicPartition;
+
+use super::intake::Incoming;
+
+/// A commands partition that takes part in a batch.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    /// 0 priority, 1 normal, 2 bulk.
+    pub lane: usize,
+    pub place: TopicPartition,
+    /// Of the claim its records were taken under.
+    pub epoch: i64,
+    /// Where PostgreSQL must stand for this batch to count.
+    pub expected: i64,
+    /// Where it stands afterwards.
+    pub next: i64,
+    /// Out of the batch: lost, halted or revoked.
+    pub out: bool,
+    /// Out because PostgreSQL says that another claim took over.
+    pub lost: bool,
+}
+
+/// Commands that share one transaction.
+#[derive(Debug)]
+pub(super) struct Batch<P> {
+    pub sources: Vec<Source>,
+    pub commands: Vec<Incoming<P>>,
+}
+
+impl<P> Batch<P> {
+    /// The commands that take part, with their index.
+    pub fn live(&self) -> impl Iterator<Item = (usize, &Incoming<P>)> {
+        self.commands.iter().enumerate().filter(|(_, command)| !self.sources[command.source].out)
+    }
+
+    /// The sources whose offset this batch moves.
+    pub fn moving(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().filter(|source| !source.out && source.next > source.expected)
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_done(&self) -> bool {
+        self.moving().next().is_none()
+    }
+
+    /// Halves the batch: the first part keeps a prefix of every partition, the second goes on from
+    /// there. Used to find a command that breaks its batch.
+    pub fn split(mut self) -> (Self, Self) {
+        let second = self.commands.split_off(self.commands.len() / 2);
+        let mut rest = Self { sources: self.sources.clone(), commands: second };
+        for (index, source) in self.sources.iter_mut().enumerate() {
+            let last = self.commands.iter().rev().find(|command| command.source == index);
+            // Without a command of its own, the first half leaves the offset where it is.
+            source.next = last.map_or(source.expected, |command| command.record.offset + 1);
+            rest.sources[index].expected = source.next;
+        }
+        (self, rest)
+    }
+}

@@ -1,0 +1,253 @@
+//! The first round trip of a batch: open, lock, fence, load.
+//!
+//! The lock on the counters is its own statement and comes first: the statements behind it in the
+//! same round trip take their snapshots after it was granted, so they see everything that the
+//! previous holder committed. That lock makes the look-up of command ids exact, and a cached state
+//! plus the events after it complete.
+
+use std::collections::{HashMap, HashSet};
+
+use futures_util::join;
+use jiff::Timestamp;
+use tokio_postgres::{Error, Row};
+use uuid::Uuid;
+
+use crate::engine::{Aggregate, BoundedContext};
+
+use super::batch::Batch;
+use super::cache::{Cached, States};
+use super::intake::Ask;
+use super::outcome::Outcome;
+use super::restore;
+use super::retry::Failure;
+use super::session::Session;
+use super::{Payload, Scope};
+
+/// Locks the counters of the batch's destination partitions, always in the same order, and reads
+/// PostgreSQL's clock, which dates the batch. $1 partitions, $2 topics.
+pub(super) const LOCK_COUNTERS: &str = "
+    select partition, topic, last_seq, clock_timestamp()
+    from throughline.counters
+    where partition = any($1::int[]) and topic = any($2::smallint[])
+    order by partition, topic
+    for update";
+
+/// Moves the offsets of the batch's sources by compare-and-set: a claim that another process took
+/// over, or a position that is not ours, does not match and leaves the batch. $1 partitions, $2 topics, $3 groups,
+/// $4 epochs, $5 offsets expected, $6 offsets after the batch.
+pub(super) const MOVE_OFFSETS: &str = "
+    update throughline.offsets o set next_offset = m.next_offset, updated_at = now()
+    from unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[])
+         as m (partition, source_topic, group_id, epoch, expected, next_offset)
+    where o.partition = m.partition and o.source_topic = m.source_topic and o.group_id = m.group_id
+      and o.epoch = m.epoch and o.next_offset = m.expected
+    returning o.partition, o.source_topic, o.group_id";
+
+/// Events of the batch's streams after the version known, or after the snapshot where none is.
+/// $1 topic, $2 partitions, $3 streams, $4 versions known (null: none), $5 version of the snapshots' shape.
+pub(super) const LOAD_EVENTS: &str = "
+    select w.place, e.version, e.payload
+    from unnest($2::int[], $3::uuid[], $4::bigint[]) with ordinality as w (partition, stream_id, known, place)
+    join throughline.events e
+      on e.partition = w.partition and e.topic = $1 and e.stream_id = w.stream_id
+     and e.version > coalesce(w.known,
+         (select s.version from throughline.snapshots s
+          where s.partition = w.partition and s.topic = $1 and s.stream_id = w.stream_id
+            and s.snapshot_version = $5), 0)";
+
+/// Snapshots of the batch's streams that are not cached. $1 topic, $2 partitions, $3 streams,
+/// $4 version of the snapshots' shape.
+pub(super) const LOAD_SNAPSHOTS: &str = "
+    select w.place, s.version, s.state
+    from unnest($2::int[], $3::uuid[]) with ordinality as w (partition, stream_id, place)
+    join throughline.snapshots s
+      on s.partition = w.partition and s.topic = $1 and s.stream_id = w.stream_id and s.snapshot_version = $4";
+
+/// Outcomes that the batch's command ids already have. $1 topic, $2 partitions, $3 command ids.
+pub(super) const LOAD_OUTCOMES: &str = "
+    select c.partition, c.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version, c.seq,
+           c.correlation_id, c.decided_at
+    from unnest($2::int[], $3::uuid[]) as w (partition, command_id)
+    join throughline.commands c on c.partition = w.partition and c.topic = $1 and c.command_id = w.command_id";
+
+/// What a batch is decided on.
+pub(super) struct Loaded<A: Aggregate> {
+    /// PostgreSQL's clock, after the locks were granted.
+    pub now: Timestamp,
+    /// Last sequence numbers by (partition, topic id).
+    pub last_seq: HashMap<(i32, i16), i64>,
+    /// Every stream of the batch, up to date.
+    pub streams: HashMap<Uuid, Cached<A>>,
+    /// First outcomes by (partition, command id).
+    pub outcomes: HashMap<(i32, Uuid), Outcome>,
+}
+
+/// The distinct streams of a batch, as columns, and what the cache held of each.
+pub(super) struct Wanted<A> {
+    pub partitions: Vec<i32>,
+    pub streams: Vec<Uuid>,
+    /// Version of the cached state; none where there is none.
+    pub known: Vec<Option<i64>>,
+    pub held: Vec<Option<Cached<A>>>,
+}
+
+/// Opens the transaction, takes the locks, moves the offsets and loads. Sources that lost their
+/// compare-and-set are marked out; the transaction goes on for the others.
+pub(super) async fn load<C: BoundedContext>(
+    session: &Session,
+    scope: &Scope<C>,
+    states: &mut States<C::Aggregate>,
+    batch: &mut Batch<Payload<C>>,
+) -> Result<Loaded<C::Aggregate>, Failure> {
+    let wanted = Wanted::<C::Aggregate>::of(batch, states);
+    let (id_partitions, ids) = command_ids(batch);
+    let mut partitions = id_partitions.clone();
+    partitions.sort_unstable();
+    partitions.dedup();
+    let topic = scope.events.id;
+    let topics = vec![scope.events.id, scope.results.id];
+    let shape = C::Aggregate::SNAPSHOT_VERSION;
+    let uncached: Vec<usize> = (0..wanted.known.len()).filter(|place| wanted.known[*place].is_none()).collect();
+
+    // Polled in this order, so sent in this order, in one go.
+    let (begun, counters, moved, snapshots, events, outcomes) = join!(
+        session.client.batch_execute("begin"),
+        lock_counters(session, &partitions, &topics),
+        move_offsets(session, scope, batch),
+        load_snapshots(session, topic, &wanted, &uncached, shape),
+        load_events(session, topic, &wanted, shape),
+        load_outcomes(session, topic, &id_partitions, &ids),
+    );
+    begun.map_err(Failure::at("begin"))?;
+    let counters = counters.map_err(Failure::at("lock the counters"))?;
+    let moved = moved.map_err(Failure::at("move the offsets"))?;
+    let snapshots = snapshots.map_err(Failure::at("load snapshots"))?;
+    let events = events.map_err(Failure::at("load events"))?;
+    let outcomes = outcomes.map_err(Failure::at("load outcomes"))?;
+
+    if counters.len() != partitions.len() * topics.len() {
+        let reason = format!("topic {} lacks counters; run `throughline topics apply`", scope.events.name);
+        return Err(Failure::Unknown(reason));
+    }
+    mark_lost(batch, &moved, &scope.groups);
+    let streams = restore::streams::<C>(session, scope, wanted, &uncached, &snapshots, events).await?;
+    Ok(Loaded {
+        now: counters.first().map_or_else(Timestamp::now, |row| row.get(3)),
+        last_seq: counters.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect(),
+        streams,
+        outcomes: outcomes.iter().map(outcome).collect(),
+    })
+}
+
+impl<A: Aggregate> Wanted<A> {
+    fn of<P>(batch: &Batch<P>, states: &mut States<A>) -> Self {
+        let mut wanted = Self { partitions: Vec::new(), streams: Vec::new(), known: Vec::new(), held: Vec::new() };
+        let mut seen = HashSet::with_capacity(batch.commands.len());
+        let mut hits = 0;
+        for (_, command) in batch.live() {
+            if !matches!(command.ask, Ask::Decide { .. }) || !seen.insert(command.stream_id) {
+                continue;
+            }
+            let held = states.take(&command.stream_id);
+            hits += u64::from(held.is_some());
+            wanted.partitions.push(command.destination);
+            wanted.streams.push(command.stream_id);
+            wanted.known.push(held.as_ref().map(|held| held.version));
+            wanted.held.push(held);
+        }
+        metrics::counter!("throughline_aggregate_cache_hits_total").increment(hits);
+        metrics::counter!("throughline_aggregate_cache_misses_total").increment(seen.len() as u64 - hits);
+        wanted
+    }
+}
+
+fn command_ids<P>(batch: &Batch<P>) -> (Vec<i32>, Vec<Uuid>) {
+    let mut seen = HashSet::with_capacity(batch.commands.len());
+    let ids = batch.live().map(|(_, command)| (command.destination, command.command_id));
+    ids.filter(|id| seen.insert(*id)).unzip()
+}
+
+async fn lock_counters(session: &Session, partitions: &Vec<i32>, topics: &Vec<i16>) -> Result<Vec<Row>, Error> {
+    session.client.query(&session.lock_counters, &[partitions, topics]).await
+}
+
+async fn load_outcomes(
+    session: &Session,
+    topic: i16,
+    partitions: &Vec<i32>,
+    ids: &Vec<Uuid>,
+) -> Result<Vec<Row>, Error> {
+    session.client.query(&session.load_outcomes, &[&topic, partitions, ids]).await
+}
+
+async fn move_offsets<C: BoundedContext, P>(
+    session: &Session,
+    scope: &Scope<C>,
+    batch: &Batch<P>,
+) -> Result<Vec<Row>, Error> {
+    let moving: Vec<_> = batch.moving().collect();
+    let partitions: Vec<i32> = moving.iter().map(|source| source.place.partition).collect();
+    let topics: Vec<&str> = moving.iter().map(|source| &*source.place.topic).collect();
+    let groups: Vec<&str> = moving.iter().map(|source| scope.groups[source.lane].as_str()).collect();
+    let epochs: Vec<i64> = moving.iter().map(|source| source.epoch).collect();
+    let expected: Vec<i64> = moving.iter().map(|source| source.expected).collect();
+    let next: Vec<i64> = moving.iter().map(|source| source.next).collect();
+    session.client.query(&session.move_offsets, &[&partitions, &topics, &groups, &epochs, &expected, &next]).await
+}
+
+async fn load_snapshots<A>(
+    session: &Session,
+    topic: i16,
+    wanted: &Wanted<A>,
+    uncached: &[usize],
+    shape: i16,
+) -> Result<Vec<Row>, Error> {
+    if uncached.is_empty() {
+        return Ok(Vec::new());
+    }
+    let partitions: Vec<i32> = uncached.iter().map(|place| wanted.partitions[*place]).collect();
+    let streams: Vec<Uuid> = uncached.iter().map(|place| wanted.streams[*place]).collect();
+    session.client.query(&session.load_snapshots, &[&topic, &partitions, &streams, &shape]).await
+}
+
+async fn load_events<A>(session: &Session, topic: i16, wanted: &Wanted<A>, shape: i16) -> Result<Vec<Row>, Error> {
+    if wanted.streams.is_empty() {
+        return Ok(Vec::new());
+    }
+    session
+        .client
+        .query(&session.load_events, &[&topic, &wanted.partitions, &wanted.streams, &wanted.known, &shape])
+        .await
+}
+
+/// Takes the sources that were not moved out of the batch.
+fn mark_lost<P>(batch: &mut Batch<P>, moved: &[Row], groups: &[String]) {
+    let moved: HashSet<(i32, &str, &str)> = moved.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    for source in batch.sources.iter_mut().filter(|source| !source.out && source.next > source.expected) {
+        let key = (source.place.partition, &*source.place.topic, groups[source.lane].as_str());
+        source.out = !moved.contains(&key);
+        source.lost = source.out;
+    }
+}
+
+fn outcome(row: &Row) -> ((i32, Uuid), Outcome) {
+    let (partition, command_id): (i32, Uuid) = (row.get(0), row.get(1));
+    let mut payload_hash = [0; 16];
+    let stored: &[u8] = row.get(3);
+    let length = stored.len().min(payload_hash.len());
+    payload_hash[..length].copy_from_slice(&stored[..length]);
+    let outcome = Outcome {
+        command_id,
+        stream_id: row.get(2),
+        payload_hash,
+        accepted: row.get(4),
+        code: row.get::<_, Option<String>>(5).map(Into::into),
+        reason: row.get(6),
+        version: row.get(7),
+        partition,
+        seq: row.get(8),
+        correlation_id: row.get(9),
+        decided_at: row.get(10),
+    };
+    ((partition, command_id), outcome)
+}

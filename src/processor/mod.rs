@@ -1,0 +1,231 @@
+//! The command processor: commands topics -> decide -> one transaction.
+//!
+//! A batch spans the partitions and lanes of a worker and is one transaction of two round trips:
+//! [`load`] locks, fences and loads; [`decide`] is pure; [`append`] writes by sets and commits. What
+//! the transaction holds together: offsets by compare-and-set, outcomes by command id, events and
+//! outbox rows with their dense sequence numbers. So whatever is killed, paused or redelivered, a
+//! command has one effect. PostgreSQL is authoritative; Kafka's offsets follow for people and tools.
+
+mod append;
+mod batch;
+mod cache;
+mod decide;
+mod intake;
+mod lanes;
+mod load;
+mod offsets;
+mod outcome;
+mod restore;
+mod retry;
+mod session;
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Aggregate, BoundedContext};
+use crate::kafka::topics::TopicNames;
+use crate::kafka::{Consumer, ConsumerOptions, KafkaError, client};
+use crate::settings::Settings;
+use crate::store::{Database, DatabaseRole, Destination, StoreError, destinations};
+
+use cache::States;
+use intake::Intake;
+use lanes::Lanes;
+use offsets::{OffsetsOwner, TopicIds};
+use worker::Worker;
+
+/// What the aggregate of a context decides on.
+type Payload<C> = <<C as BoundedContext>::Aggregate as Aggregate>::Command;
+
+/// What ends the processor. Trouble with one batch or partition does not.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessorError {
+    /// PostgreSQL cannot be used as it is.
+    #[error("processor: {0}")]
+    Store(#[from] StoreError),
+    /// A consumer could not be started, or cannot go on.
+    #[error("processor: {0}")]
+    Kafka(#[from] KafkaError),
+    /// A worker panicked: a defect of ours.
+    #[error("processor: a worker ended: {0}")]
+    Worker(#[from] tokio::task::JoinError),
+    /// A consumer ended without a shutdown.
+    #[error("processor: a consumer ended by itself")]
+    Ended,
+}
+
+/// What every worker of one context shares.
+struct Scope<C: BoundedContext> {
+    events: Destination,
+    results: Destination,
+    /// Consumer groups by lane.
+    groups: Vec<String>,
+    codec: Arc<C::Codec>,
+    /// `throughline.orders.`
+    type_prefix: String,
+    topic_ids: Arc<TopicIds>,
+}
+
+/// Handles the commands of a context until `shutdown`; `wake` is notified after each commit.
+///
+/// # Errors
+/// The database or Kafka cannot be used as they are configured, or a client cannot go on: the
+/// process should end and be started anew. A database that is away is waited for instead.
+pub async fn run<C: BoundedContext>(
+    settings: Arc<Settings>,
+    codec: Arc<C::Codec>,
+    wake: Arc<Notify>,
+    shutdown: CancellationToken,
+) -> Result<(), ProcessorError> {
+    let names = TopicNames::new(C::NAME, &settings.topics);
+    let database = Database::new(&settings.database, &DatabaseRole::Writer)?;
+    let Some((events, results)) = find_destinations(&settings, &database, &names, &shutdown).await? else {
+        return Ok(());
+    };
+    let scope = Arc::new(Scope::<C> {
+        events,
+        results,
+        groups: (0..lanes::LANES).map(|lane| names.processor_group(lane)).collect(),
+        codec,
+        type_prefix: format!("throughline.{}.", C::NAME),
+        topic_ids: Arc::default(),
+    });
+    let consumers = Arc::new(start_consumers(&settings, &names, &scope, &database)?);
+    let mut workers = JoinSet::new();
+    for index in 0..settings.processor.workers.max(1) {
+        workers.spawn(worker(&settings, &scope, &consumers, index, &wake, &shutdown).run());
+    }
+    tracing::info!(context = C::NAME, workers = workers.len(), "processor runs");
+
+    let mut outcome = Ok(());
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        ended = workers.join_next() => {
+            outcome = match ended {
+                Some(Err(error)) => Err(error.into()),
+                _ if shutdown.is_cancelled() => Ok(()),
+                _ => Err(ProcessorError::Ended),
+            };
+        }
+    }
+    for consumer in consumers.iter() {
+        consumer.begin_stop();
+    }
+    while let Some(ended) = workers.join_next().await {
+        outcome = outcome.and(ended.map_err(Into::into));
+    }
+    for consumer in consumers.iter() {
+        // The consumer's own reason says more than that it ended.
+        if let Err(error) = consumer.stop().await {
+            outcome = Err(error.into());
+        }
+    }
+    tracing::info!(context = C::NAME, "processor stopped");
+    outcome
+}
+
+/// Reads the destinations, waiting for a database that is away; none when shut down meanwhile.
+async fn find_destinations(
+    settings: &Settings,
+    database: &Database,
+    names: &TopicNames,
+    shutdown: &CancellationToken,
+) -> Result<Option<(Destination, Destination)>, ProcessorError> {
+    let mut backoff = retry::Backoff::new(&settings.processor);
+    loop {
+        let found = async {
+            let client = database.client().await?;
+            let events = destinations::find(&client, &names.events()).await?;
+            Ok::<_, StoreError>((events, destinations::find(&client, &names.results()).await?))
+        };
+        match found.await {
+            Ok((events, results)) if events.partitions == results.partitions => return Ok(Some((events, results))),
+            Ok((events, results)) => {
+                return Err(ProcessorError::Store(StoreError::Schema(format!(
+                    "topics {} and {} must have the same number of partitions; they have {} and {}",
+                    events.name, results.name, events.partitions, results.partitions
+                ))));
+            }
+            Err(error) if error.is_transient() => {
+                let wait = backoff.failed(&error.to_string());
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = shutdown.cancelled() => return Ok(None),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// One consumer a lane, each with a mailbox for every worker.
+fn start_consumers<C: BoundedContext>(
+    settings: &Settings,
+    names: &TopicNames,
+    scope: &Scope<C>,
+    database: &Database,
+) -> Result<Vec<Consumer>, ProcessorError> {
+    let processor = &settings.processor;
+    let owner = match processor.instance_id.as_str() {
+        "" => format!("pid {}", std::process::id()),
+        instance => instance.to_owned(),
+    };
+    let mut consumers = Vec::new();
+    for (group, topic) in scope.groups.iter().zip(names.lanes()) {
+        let options = ConsumerOptions {
+            config: client::consumer(&settings.kafka, group, &processor.instance_id),
+            topics: vec![topic],
+            workers: processor.workers,
+            queue_records_max: processor.queue_commands_max,
+            queue_bytes_max: processor.batch_bytes_max.saturating_mul(4),
+            read_committed_offsets: false,
+        };
+        let owner = OffsetsOwner {
+            database: database.clone(),
+            runtime: Handle::current(),
+            group: group.clone(),
+            owner: owner.clone(),
+            on_lost: processor.on_lost_offsets,
+            topic_ids: scope.topic_ids.clone(),
+            kafka: offsets::inquirer(&settings.kafka)?,
+            request_wait: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms)),
+        };
+        consumers.push(Consumer::start(options, owner)?);
+    }
+    Ok(consumers)
+}
+
+fn worker<C: BoundedContext>(
+    settings: &Arc<Settings>,
+    scope: &Arc<Scope<C>>,
+    consumers: &Arc<Vec<Consumer>>,
+    index: usize,
+    wake: &Arc<Notify>,
+    shutdown: &CancellationToken,
+) -> Worker<C> {
+    let processor = &settings.processor;
+    Worker {
+        settings: settings.clone(),
+        scope: scope.clone(),
+        consumers: consumers.clone(),
+        lanes: Lanes {
+            mailboxes: std::array::from_fn(|lane| consumers[lane].mailboxes()[index].clone()),
+            weights: processor.lane_weights,
+            commands_max: processor.batch_commands_max.max(1),
+            bytes_max: processor.batch_bytes_max,
+        },
+        intake: Intake { partitions: scope.events.partitions, command_bytes_max: processor.command_bytes_max },
+        states: States::new(processor.cache_bytes_max),
+        session: None,
+        wake: wake.clone(),
+        shutdown: shutdown.clone(),
+        announced: HashMap::new(),
+    }
+}

@@ -1,0 +1,185 @@
+//! Where each commands partition stands, and who may move it: rows of `throughline.offsets`.
+//!
+//! A claim raises the epoch, so whoever held the partition before loses its next compare-and-set.
+//! PostgreSQL is authoritative; Kafka is only asked what it still keeps. An offset that is not there
+//! any more, or a topic that was created again, is never passed over in silence.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use tokio::runtime::Handle;
+
+use crate::kafka::consumer::{ClaimError, Committed};
+use crate::kafka::{Claim, KafkaError, PartitionOwner, TopicPartition, client, topic_id};
+use crate::settings::{KafkaSettings, LostOffsets};
+use crate::store::{Database, StoreError};
+
+/// Takes a partition over, or enters a new one at the first offset kept. $1 partition, $2 topic,
+/// $3 group, $4 first offset kept, $5 owner, $6 Kafka's id of the topic (null: unknown).
+const CLAIM: &str = "
+    insert into throughline.offsets as o (partition, source_topic, group_id, next_offset, epoch, owner, topic_uuid)
+    values ($1, $2, $3, $4, 1, $5, $6)
+    on conflict (partition, source_topic, group_id) do update
+        set epoch = o.epoch + 1, owner = excluded.owner, updated_at = now(),
+            topic_uuid = coalesce(o.topic_uuid, excluded.topic_uuid)
+    returning next_offset, epoch, topic_uuid";
+
+/// Accepts a loss: the claim just made goes on at the first offset kept. $1 partition, $2 topic,
+/// $3 group, $4 epoch, $5 offset, $6 Kafka's id of the topic.
+const START_OVER: &str = "
+    update throughline.offsets set next_offset = $5, topic_uuid = coalesce($6, topic_uuid), updated_at = now()
+    where partition = $1 and source_topic = $2 and group_id = $3 and epoch = $4";
+
+/// Kafka's ids of the commands topics, as the claims found them.
+#[derive(Debug, Default)]
+pub(super) struct TopicIds {
+    ids: Mutex<HashMap<String, String>>,
+}
+
+impl TopicIds {
+    /// What stands for a topic in the ids of commands that carry none. Offsets begin anew in a topic
+    /// that was created again, so its name alone would give new commands the ids of old ones.
+    pub fn namespace(&self, topic: &str) -> String {
+        let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.get(topic).map_or_else(|| topic.to_owned(), |id| format!("{topic}@{id}"))
+    }
+
+    fn note(&self, topic: &str, id: &str) {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.to_owned(), id.to_owned());
+    }
+}
+
+/// Claims the partitions of one lane.
+pub(super) struct OffsetsOwner {
+    pub database: Database,
+    /// Runs the claims: they are made on the consumer's own thread.
+    pub runtime: Handle,
+    pub group: String,
+    /// Who holds the claim, for people.
+    pub owner: String,
+    pub on_lost: LostOffsets,
+    pub topic_ids: Arc<TopicIds>,
+    /// Asks for ids and watermarks beside the group's own client.
+    pub kafka: BaseConsumer,
+    pub request_wait: Duration,
+}
+
+/// A client for questions only: it joins no group.
+pub(super) fn inquirer(settings: &KafkaSettings) -> Result<BaseConsumer, KafkaError> {
+    client::pass_through(client::base(settings), settings, |_| true)
+        .create()
+        .map_err(|error| KafkaError::Settings(error.to_string()))
+}
+
+/// A partition's row, right after the claim.
+struct Row {
+    next_offset: i64,
+    epoch: i64,
+    topic_id: Option<String>,
+}
+
+impl PartitionOwner for OffsetsOwner {
+    fn claim(
+        &self,
+        source: &TopicPartition,
+        _committed: Committed,
+        watermarks: (i64, i64),
+    ) -> Result<Claim, ClaimError> {
+        let topic_id = topic_id::topic_id(self.kafka.client(), &source.topic, self.request_wait)
+            .map_err(|error| ClaimError::Transient(error.to_string()))?;
+        let row = self.runtime.block_on(self.take_over(source, watermarks.0, topic_id.as_deref()))?;
+        let loss = match self.loss(source, &row, topic_id.as_deref())? {
+            None => None,
+            Some((reason, first)) if self.on_lost == LostOffsets::Earliest => Some((reason, first)),
+            Some((reason, first)) => {
+                return Err(ClaimError::Halt(format!(
+                    "{reason} Nothing is skipped in silence: to accept the loss and go on at offset {first}, restart \
+                     once with THROUGHLINE__PROCESSOR__ON_LOST_OFFSETS=earliest."
+                )));
+            }
+        };
+        let mut next_offset = row.next_offset;
+        if let Some((reason, first)) = loss {
+            tracing::warn!(group = self.group, partition = %source, reason, first,
+                "loss accepted by processor.on_lost_offsets; going on at the first offset kept");
+            metrics::counter!("throughline_offsets_lost_total", "group" => self.group.clone()).increment(1);
+            self.runtime.block_on(self.start_over(source, row.epoch, first, topic_id.as_deref()))?;
+            next_offset = first;
+        }
+        if let Some(id) = &topic_id {
+            self.topic_ids.note(&source.topic, id);
+        }
+        Ok(Claim { epoch: row.epoch, next_offset, seq: 0 })
+    }
+}
+
+impl OffsetsOwner {
+    async fn take_over(&self, source: &TopicPartition, first: i64, topic_id: Option<&str>) -> Result<Row, ClaimError> {
+        let client = self.database.client().await.map_err(claim_error)?;
+        let topic: &str = &source.topic;
+        let row = client
+            .query_one(CLAIM, &[&source.partition, &topic, &self.group, &first, &self.owner, &topic_id])
+            .await
+            .map_err(|source| claim_error(StoreError::Statement { step: "claim a partition", source }))?;
+        Ok(Row { next_offset: row.get(0), epoch: row.get(1), topic_id: row.get(2) })
+    }
+
+    /// Why the stored offset cannot be resumed, and the first offset kept; none when it can.
+    fn loss(
+        &self,
+        source: &TopicPartition,
+        row: &Row,
+        topic_id: Option<&str>,
+    ) -> Result<Option<(String, i64)>, ClaimError> {
+        // Asked after the claim: until then the previous owner may have gone on.
+        let (first, next) = self
+            .kafka
+            .fetch_watermarks(&source.topic, source.partition, self.request_wait)
+            .map_err(|error| ClaimError::Transient(format!("cannot read the offsets kept: {error}")))?;
+        let stored = row.next_offset;
+        let reason = match (row.topic_id.as_deref(), topic_id) {
+            (Some(old), Some(new)) if old != new => format!(
+                "Topic {} was created again (its id was {old}, it is {new}): offset {stored} of {source} meant a record of the \
+                 old one.",
+                source.topic
+            ),
+            _ if stored < first => format!(
+                "Offset {stored} of {source} has expired: Kafka keeps {first} to {next}, so {} commands were dropped by \
+                 retention before they were handled.",
+                first - stored
+            ),
+            _ if stored > next => format!(
+                "Offset {stored} of {source} is beyond the end: Kafka keeps {first} to {next}. The partition was \
+                 truncated, or the topic was created again."
+            ),
+            _ => return Ok(None),
+        };
+        Ok(Some((reason, first)))
+    }
+
+    async fn start_over(
+        &self,
+        source: &TopicPartition,
+        epoch: i64,
+        first: i64,
+        topic_id: Option<&str>,
+    ) -> Result<(), ClaimError> {
+        let client = self.database.client().await.map_err(claim_error)?;
+        let topic: &str = &source.topic;
+        client
+            .execute(START_OVER, &[&source.partition, &topic, &self.group, &epoch, &first, &topic_id])
+            .await
+            .map_err(|source| claim_error(StoreError::Statement { step: "start a partition over", source }))?;
+        Ok(())
+    }
+}
+
+fn claim_error(error: StoreError) -> ClaimError {
+    if error.is_transient() {
+        ClaimError::Transient(error.to_string())
+    } else {
+        ClaimError::Halt(format!("{error}. Run `throughline db check`, then restart."))
+    }
+}

@@ -1,0 +1,67 @@
+//! One worker's connection: in the writer's role, with its statements prepared.
+
+use tokio_postgres::{Client, Statement};
+
+use crate::settings::DatabaseSettings;
+use crate::store::{DatabaseRole, StoreError, connect};
+
+use super::{append, load};
+
+/// Every statement of the worker probes by key, in sets. Fresh tables have no statistics yet, and
+/// a plan made for an empty table would scan a full one; so the planner is left no other choice,
+/// and plans once.
+const PLANNER: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; \
+                       set enable_hashjoin = off; set enable_mergejoin = off; set jit = off;";
+
+/// The connection and its statements.
+pub(super) struct Session {
+    pub client: Client,
+    pub lock_counters: Statement,
+    pub move_offsets: Statement,
+    pub load_events: Statement,
+    pub load_snapshots: Statement,
+    pub load_outcomes: Statement,
+    pub append_events: Statement,
+    pub append_results: Statement,
+    pub append_outcomes: Statement,
+    pub set_counters: Statement,
+    pub put_snapshots: Statement,
+}
+
+impl Session {
+    /// Connects and prepares.
+    pub async fn open(settings: &DatabaseSettings) -> Result<Self, StoreError> {
+        let client = connect::connect(settings, &DatabaseRole::Writer).await?;
+        client.batch_execute(PLANNER).await.map_err(StoreError::at("set up the processor's session"))?;
+        let prepare = |statement: &'static str| client.prepare(statement);
+        let (lock_counters, move_offsets, load_events, load_snapshots, load_outcomes) = futures_util::try_join!(
+            prepare(load::LOCK_COUNTERS),
+            prepare(load::MOVE_OFFSETS),
+            prepare(load::LOAD_EVENTS),
+            prepare(load::LOAD_SNAPSHOTS),
+            prepare(load::LOAD_OUTCOMES),
+        )
+        .map_err(StoreError::at("prepare the processor's reads"))?;
+        let (append_events, append_results, append_outcomes, set_counters, put_snapshots) = futures_util::try_join!(
+            prepare(append::APPEND_EVENTS),
+            prepare(append::APPEND_RESULTS),
+            prepare(append::APPEND_OUTCOMES),
+            prepare(append::SET_COUNTERS),
+            prepare(append::PUT_SNAPSHOTS),
+        )
+        .map_err(StoreError::at("prepare the processor's writes"))?;
+        Ok(Self {
+            client,
+            lock_counters,
+            move_offsets,
+            load_events,
+            load_snapshots,
+            load_outcomes,
+            append_events,
+            append_results,
+            append_outcomes,
+            set_counters,
+            put_snapshots,
+        })
+    }
+}

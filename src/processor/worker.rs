@@ -1,0 +1,277 @@
+//! One worker: draws a batch, settles it in one transaction, follows up, and starts again.
+//!
+//! A batch is settled when every source in it has moved on: committed, lost to another claim, or
+//! halted. Only PostgreSQL's commit makes it so; what follows (cache, Kafka's offsets, the relay's
+//! wake-up) may be lost without harm.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::crash_point;
+use crate::engine::BoundedContext;
+use crate::kafka::{Claim, Consumer, TopicPartition};
+use crate::settings::Settings;
+
+use super::batch::{Batch, Source};
+use super::cache::States;
+use super::intake::{Ask, COMMAND_FAILED, Intake};
+use super::lanes::Lanes;
+use super::retry::{Backoff, Failure};
+use super::session::Session;
+use super::{Payload, Scope, append, decide, load};
+
+/// Claims that stood still are made known to Kafka this often, so that lag reads right.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The state of one worker.
+pub(super) struct Worker<C: BoundedContext> {
+    pub settings: Arc<Settings>,
+    pub scope: Arc<Scope<C>>,
+    pub consumers: Arc<Vec<Consumer>>,
+    pub lanes: Lanes,
+    pub intake: Intake,
+    pub states: States<C::Aggregate>,
+    pub session: Option<Session>,
+    pub wake: Arc<Notify>,
+    pub shutdown: CancellationToken,
+    /// Epochs whose offset Kafka has been told.
+    pub announced: HashMap<TopicPartition, i64>,
+}
+
+impl<C: BoundedContext> Worker<C> {
+    /// Works until the mailboxes are closed. The batch at hand is finished first.
+    pub async fn run(mut self) {
+        loop {
+            match tokio::time::timeout(ANNOUNCE_INTERVAL, self.lanes.wait_filled()).await {
+                Ok(true) => {
+                    let batch = self.draw();
+                    if !batch.commands.is_empty() {
+                        crash_point!("processor.after_take");
+                        self.settle(batch).await;
+                    }
+                }
+                Ok(false) => return,
+                Err(_) => self.announce(),
+            }
+        }
+    }
+
+    /// Draws a batch and turns its records into commands, before any transaction opens.
+    fn draw(&self) -> Batch<Payload<C>> {
+        let mut batch = Batch { sources: Vec::new(), commands: Vec::new() };
+        for (lane, drawn) in self.lanes.draw().into_iter().enumerate() {
+            let Some(drawn) = drawn else { continue };
+            let mut indices: HashMap<TopicPartition, (usize, String)> = HashMap::new();
+            for record in drawn.records {
+                if !indices.contains_key(&record.source) {
+                    let Some(claim) = drawn.claims.get(&record.source) else { continue };
+                    let place = record.source.clone();
+                    let namespace = self.scope.topic_ids.namespace(&place.topic);
+                    indices.insert(place.clone(), (batch.sources.len(), namespace));
+                    let (epoch, expected) = (claim.epoch, claim.next_offset);
+                    batch.sources.push(Source {
+                        lane,
+                        place,
+                        epoch,
+                        expected,
+                        next: expected,
+                        out: false,
+                        lost: false,
+                    });
+                }
+                let (index, namespace) = &indices[&record.source];
+                let source = &mut batch.sources[*index];
+                source.next = record.offset + 1;
+                let command = self.intake.admit::<C>(record, *index, source, namespace);
+                batch.commands.push(command);
+            }
+        }
+        batch
+    }
+
+    /// Tries a batch until nothing of it is left to do, halving it where one command breaks it.
+    async fn settle(&mut self, batch: Batch<Payload<C>>) {
+        let mut todo = vec![batch];
+        let mut backoff = Backoff::new(&self.settings.processor);
+        while let Some(mut batch) = todo.pop() {
+            self.drop_revoked(&mut batch);
+            if batch.is_done() {
+                continue;
+            }
+            let started = Instant::now();
+            let failure = match self.attempt(&mut batch).await {
+                Ok(()) => {
+                    self.follow_up(&batch, started);
+                    backoff = Backoff::new(&self.settings.processor);
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            match failure {
+                Failure::Transient(reason) => {
+                    let wait = backoff.failed(&reason);
+                    todo.push(batch);
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        // Nothing was committed: the next owner starts from the same offsets.
+                        () = self.shutdown.cancelled() => return,
+                    }
+                }
+                Failure::Command(index, reason) => {
+                    batch.commands[index].fail(reason);
+                    todo.push(batch);
+                }
+                Failure::Corrupt(streams) => {
+                    self.halt_streams(&batch, &streams);
+                    todo.push(batch);
+                }
+                Failure::Data(reason) | Failure::Unknown(reason) if batch.live().count() > 1 => {
+                    tracing::debug!(commands = batch.commands.len(), reason, "a batch failed; looking for the cause");
+                    let (first, second) = batch.split();
+                    todo.push(second);
+                    todo.push(first);
+                }
+                Failure::Data(reason) if !has_failed(&batch) => {
+                    let culprit = batch.live().next().map(|(index, _)| index);
+                    if let Some(index) = culprit {
+                        batch.commands[index].fail(reason);
+                    }
+                    todo.push(batch);
+                }
+                Failure::Data(reason) | Failure::Unknown(reason) => {
+                    for source in batch.moving() {
+                        self.consumers[source.lane]
+                            .halt(&source.place, format!("{reason}. Restart once it is mended."));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One transaction. An error leaves nothing behind, save an unknown end of the commit.
+    async fn attempt(&mut self, batch: &mut Batch<Payload<C>>) -> Result<(), Failure> {
+        let session = match self.session.take().filter(|session| !session.client.is_closed()) {
+            Some(session) => session,
+            None => Session::open(&self.settings.database).await?,
+        };
+        let outcome = self.transact(&session, batch).await;
+        for source in batch.sources.iter_mut().filter(|source| source.lost) {
+            tracing::info!(partition = %source.place, epoch = source.epoch,
+                "another claim took this partition over; its commands leave the batch");
+            metrics::counter!("throughline_processor_claims_lost_total").increment(1);
+            self.consumers[source.lane].reclaim(&source.place, source.epoch);
+            source.lost = false;
+        }
+        match outcome {
+            Ok(()) => {
+                self.session = Some(session);
+                Ok(())
+            }
+            Err(failure) => {
+                // A connection that cannot even roll back is dropped, and the server does it.
+                if session.client.batch_execute("rollback").await.is_ok()
+                    && matches!(failure, Failure::Command(..) | Failure::Corrupt(_) | Failure::Data(_))
+                {
+                    self.session = Some(session);
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn transact(&mut self, session: &Session, batch: &mut Batch<Payload<C>>) -> Result<(), Failure> {
+        let loaded = load::load(session, &self.scope, &mut self.states, batch).await?;
+        crash_point!("processor.after_load");
+        if batch.is_done() {
+            return session.client.batch_execute("rollback").await.map_err(Failure::at("roll back"));
+        }
+        let mut decided = decide::decide(&self.scope, batch, loaded)?;
+        crash_point!("processor.after_decide");
+        let every = self.settings.processor.snapshot_every_events;
+        append::append(session, &self.scope, batch, &mut decided, every).await?;
+        crash_point!("processor.after_commit");
+        for (stream_id, state) in decided.streams {
+            if state.version > 0 {
+                self.states.put(stream_id, state);
+            }
+        }
+        for (code, count) in decided.tally {
+            metrics::counter!("throughline_commands_total", "context" => C::NAME, "code" => code).increment(count);
+        }
+        Ok(())
+    }
+
+    /// What follows a commit. Losing any of it does no harm.
+    fn follow_up(&mut self, batch: &Batch<Payload<C>>, started: Instant) {
+        self.wake.notify_one();
+        for source in batch.moving() {
+            let claim = Claim { epoch: source.epoch, next_offset: source.next, seq: 0 };
+            self.lanes.mailboxes[source.lane].advance(&source.place, &claim);
+            crash_point!("processor.before_offset_commit");
+            self.consumers[source.lane].commit(&source.place, source.next, metadata(source.epoch));
+            self.announced.insert(source.place.clone(), source.epoch);
+        }
+        let latency = metrics::histogram!("throughline_command_decided_seconds", "context" => C::NAME);
+        let now = Timestamp::now().as_millisecond();
+        let mut count = 0u32;
+        for (_, command) in batch.live() {
+            count += 1;
+            if command.record.timestamp_ms > 0 {
+                latency.record((now - command.record.timestamp_ms).max(0) as f64 / 1_000.0);
+            }
+        }
+        metrics::histogram!("throughline_processor_batch_commands").record(f64::from(count));
+        metrics::histogram!("throughline_processor_batch_seconds").record(started.elapsed().as_secs_f64());
+        metrics::gauge!("throughline_aggregate_cache_bytes").set(self.states.bytes() as f64);
+        metrics::gauge!("throughline_processor_waiting_commands").set(self.lanes.waiting() as f64);
+    }
+
+    /// Sources whose claim is gone leave before they cost a transaction.
+    fn drop_revoked(&self, batch: &mut Batch<Payload<C>>) {
+        for source in &mut batch.sources {
+            source.out |= !self.lanes.mailboxes[source.lane].holds(&source.place, source.epoch);
+        }
+    }
+
+    /// Every partition that asks for such a stream stops; guessing its state could break its order.
+    fn halt_streams(&self, batch: &Batch<Payload<C>>, streams: &[(uuid::Uuid, String)]) {
+        for (stream_id, reason) in streams {
+            for (_, command) in batch.live().filter(|(_, command)| command.stream_id == *stream_id) {
+                let source = &batch.sources[command.source];
+                if self.lanes.mailboxes[source.lane].holds(&source.place, source.epoch) {
+                    let reason = format!(
+                        "Stream {stream_id} cannot be loaded: {reason}. `throughline verify` tells what is wrong with \
+                         the store; restart once it is mended."
+                    );
+                    self.consumers[source.lane].halt(&source.place, reason);
+                }
+            }
+        }
+    }
+
+    /// After a takeover, an idle partition's offset in Kafka would stay behind for ever.
+    fn announce(&mut self) {
+        for (lane, mailbox) in self.lanes.mailboxes.iter().enumerate() {
+            for (place, claim) in mailbox.claims() {
+                if self.announced.get(&place) != Some(&claim.epoch) {
+                    self.consumers[lane].commit(&place, claim.next_offset, metadata(claim.epoch));
+                    self.announced.insert(place, claim.epoch);
+                }
+            }
+        }
+    }
+}
+
+/// Marks a Kafka offset as ours: Kafka's own reset tool leaves it empty.
+fn metadata(epoch: i64) -> String {
+    format!("e={epoch}")
+}
+
+fn has_failed<P>(batch: &Batch<P>) -> bool {
+    batch.live().any(|(_, command)| matches!(&command.ask, Ask::Refuse { code, .. } if *code == COMMAND_FAILED))
+}

@@ -1,0 +1,160 @@
+//! One destination partition under a lease: its state, and where publishing starts. Pure.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::lease::Lease;
+use super::publisher::Acknowledged;
+use super::tail::Tail;
+use crate::kafka::TopicPartition;
+
+/// See the picture in the module above.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Acquired, or its producer ended: what Kafka holds must be learned first.
+    Unaligned,
+    /// Kafka's tail is being read.
+    Aligning,
+    Streaming,
+    /// Stopped with an alarm; looked at again at that time.
+    Halted {
+        until: Instant,
+    },
+    /// PostgreSQL says that it is another's; the keeper will find out.
+    Lost,
+}
+
+/// A partition and how far it got.
+#[derive(Debug)]
+pub struct Partition {
+    pub target: TopicPartition,
+    pub epoch: i64,
+    pub state: State,
+    pub hand_back: bool,
+    /// Handed to the producer up to here.
+    pub sent: i64,
+    pub acknowledged: Arc<Acknowledged>,
+    /// Marked in PostgreSQL up to here.
+    pub marked: i64,
+    /// Up to here one record at a time: the broker found a batch too large, and the culprit is sought.
+    pub single_until: i64,
+    /// The alarm that was raised, and the record it is about.
+    pub alarm: Option<Alarm>,
+}
+
+/// Why a partition stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alarm {
+    /// For operators, with the next step.
+    pub text: String,
+    /// Over when this record is published; none: over when publishing can start.
+    pub seq: Option<i64>,
+}
+
+impl Partition {
+    pub fn new(partition: i32, lease: &Lease) -> Self {
+        Self {
+            target: TopicPartition { topic: lease.topic.clone(), partition },
+            epoch: lease.epoch,
+            state: State::Unaligned,
+            hand_back: lease.hand_back,
+            sent: lease.published,
+            acknowledged: Acknowledged::new(lease.published),
+            marked: lease.published,
+            single_until: 0,
+            alarm: None,
+        }
+    }
+
+    pub fn has_in_flight(&self) -> bool {
+        self.sent > self.acknowledged.seq()
+    }
+
+    pub fn has_unmarked(&self) -> bool {
+        self.state != State::Lost && self.acknowledged.seq() > self.marked
+    }
+
+    /// Whether the cause of the alarm is gone.
+    pub fn is_alarm_over(&self) -> bool {
+        self.alarm.as_ref().is_some_and(|alarm| {
+            self.state == State::Streaming && alarm.seq.is_none_or(|seq| seq <= self.acknowledged.seq())
+        })
+    }
+
+    /// Starts publishing behind `seq`.
+    pub fn stream_after(&mut self, seq: i64) {
+        self.sent = seq;
+        self.acknowledged = Acknowledged::new(seq);
+        self.state = State::Streaming;
+    }
+
+    /// Whether everything that was handed over has been acknowledged and marked.
+    pub fn is_drained(&self) -> bool {
+        !self.has_in_flight() && !self.has_unmarked()
+    }
+}
+
+/// Where publishing starts: behind the sequence number returned.
+///
+/// `published` is PostgreSQL's watermark, `last_seq` the last number committed, read after the tail.
+/// `accept_loss`: the operator accepts that the topic holds less than was published.
+///
+/// # Errors
+/// The topic and the store do not fit: the alarm to raise, with the next step.
+pub fn start_after(published: i64, last_seq: i64, tail: Tail, accept_loss: bool) -> Result<i64, String> {
+    match tail {
+        Tail::Expired => Ok(published),
+        Tail::Untouched if published == 0 || accept_loss => Ok(published),
+        Tail::Untouched => Err(format!(
+            "the partition is empty although {published} records were published: the topic was created anew. {RESTORE}"
+        )),
+        Tail::At(seq) if seq > last_seq => Err(format!(
+            "the partition holds seq {seq} but the store has committed only {last_seq}: the database was set back, \
+             and the numbers in between would be used again for other events. Restore the database to a state that \
+             holds them, or begin with new topics (another topics.prefix)."
+        )),
+        Tail::At(seq) if seq < published && !accept_loss => Err(format!(
+            "the partition ends with seq {seq} although {published} were published: records were lost, or the topic \
+             was created anew. {RESTORE}"
+        )),
+        Tail::At(seq) => Ok(published.max(seq)),
+        Tail::Foreign { .. } if accept_loss => Ok(published),
+        Tail::Foreign { records } => Err(format!(
+            "the last {records} records carry no seq header: somebody else writes to this topic. Only the relay may \
+             (see the ACLs in deploy/); stop that writer. {RESTORE}"
+        )),
+    }
+}
+
+const RESTORE: &str = "Restore the topic, or fill a new one with `throughline events republish`; to go on all the same, \
+                       name the topic in relay.accept_lost_records_of";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn publishing_goes_on_behind_what_either_side_knows() {
+        assert_eq!(start_after(0, 0, Tail::Untouched, false), Ok(0));
+        assert_eq!(start_after(5, 9, Tail::At(7), false), Ok(7));
+        assert_eq!(start_after(7, 9, Tail::At(7), false), Ok(7));
+        assert_eq!(start_after(5, 9, Tail::Expired, false), Ok(5));
+    }
+
+    #[test]
+    fn a_topic_that_lost_records_is_refused_until_the_loss_is_accepted() {
+        for tail in [Tail::Untouched, Tail::At(3), Tail::Foreign { records: 1 }] {
+            let alarm = start_after(5, 9, tail, false).unwrap_err();
+            assert!(alarm.contains("accept_lost_records_of"), "{alarm}");
+            assert_eq!(start_after(5, 9, tail, true), Ok(5));
+        }
+    }
+
+    #[test]
+    fn a_store_that_was_set_back_is_refused_in_any_case() {
+        for accepted in [false, true] {
+            let alarm = start_after(5, 9, Tail::At(12), accepted).unwrap_err();
+            assert!(alarm.contains("set back"), "{alarm}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The producer: what was handed to it, what came back, and the first thing that went wrong.
+//!
+//! One generation of it. The first failure ends the generation: it is dropped with everything it
+//! still holds, and the next one starts from what Kafka then has. Never `flush()`: it costs 100 ms;
+//! delivery reports are counted instead. Knows no PostgreSQL.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use metrics::{Counter, Histogram};
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use tokio::sync::Notify;
+
+use crate::kafka::{KafkaError, TopicPartition, client};
+use crate::settings::KafkaSettings;
+
+/// Librdkafka's own wait for a batch. Batches are made by the reader; this only keeps the first
+/// record of one from leaving alone.
+const PRODUCER_LINGER_MS: u32 = 1;
+
+/// Acknowledgements of one partition within one generation: every record up to `seq` is in Kafka.
+#[derive(Debug)]
+pub struct Acknowledged {
+    seq: AtomicI64,
+}
+
+impl Acknowledged {
+    /// Nothing beyond `seq` is known to be in Kafka.
+    pub fn new(seq: i64) -> Arc<Self> {
+        Arc::new(Self { seq: AtomicI64::new(seq) })
+    }
+
+    /// The contiguous watermark.
+    pub fn seq(&self) -> i64 {
+        self.seq.load(Ordering::Acquire)
+    }
+}
+
+/// What ended a generation.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// The record that failed; none when the producer as a whole did.
+    pub record: Option<(TopicPartition, i64)>,
+    pub code: Option<RDKafkaErrorCode>,
+    pub reason: String,
+}
+
+impl Failure {
+    /// How much it explains.
+    fn rank(&self) -> u8 {
+        match (&self.record, self.code) {
+            (None, _) => 1,
+            (
+                Some(_),
+                Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::Fatal) | None,
+            ) => 0,
+            (Some(_), Some(_)) => 2,
+        }
+    }
+
+    /// Whether only an operator can help, and only this partition is concerned.
+    pub fn is_lasting(&self) -> bool {
+        matches!(
+            self.code,
+            Some(
+                RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::UnknownTopicOrPartition
+                    | RDKafkaErrorCode::UnknownTopic
+                    | RDKafkaErrorCode::UnknownPartition
+                    | RDKafkaErrorCode::InvalidTopic
+                    | RDKafkaErrorCode::InvalidRecord
+                    | RDKafkaErrorCode::PolicyViolation
+            )
+        )
+    }
+
+    /// Whether the broker found the request of that record too large.
+    pub fn is_too_large(&self) -> bool {
+        matches!(
+            self.code,
+            Some(
+                RDKafkaErrorCode::MessageSizeTooLarge
+                    | RDKafkaErrorCode::InvalidMessageSize
+                    | RDKafkaErrorCode::MessageBatchTooLarge
+            )
+        )
+    }
+}
+
+/// Travels with a record to its delivery report.
+pub struct Delivery {
+    target: TopicPartition,
+    acknowledged: Arc<Acknowledged>,
+    seq: i64,
+    bytes: usize,
+    created_ms: i64,
+}
+
+/// Counts delivery reports, on the producer's thread.
+pub struct Deliveries {
+    rows: AtomicUsize,
+    bytes: AtomicUsize,
+    half: usize,
+    failed: AtomicBool,
+    failure: Mutex<Option<Failure>>,
+    broker_away: AtomicBool,
+    progress: Arc<Notify>,
+    latency: Histogram,
+    published: Counter,
+}
+
+impl Deliveries {
+    fn fail(&self, failure: Failure) {
+        let mut told = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first of its rank: a fatal error is announced before the record that caused it.
+        if told.as_ref().is_none_or(|told| told.rank() < failure.rank()) {
+            *told = Some(failure);
+        }
+        drop(told);
+        self.failed.store(true, Ordering::Release);
+        self.progress.notify_one();
+    }
+
+    /// What ended the generation, as far as reports came in.
+    pub fn failure(&self) -> Option<Failure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn settle(&self, delivery: &Delivery) {
+        self.bytes.fetch_sub(delivery.bytes, Ordering::AcqRel);
+        let left = self.rows.fetch_sub(1, Ordering::AcqRel) - 1;
+        if left == 0 || left == self.half {
+            self.progress.notify_one();
+        }
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn error(&self, error: ClientError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Fatal) => self.fail(Failure {
+                record: None,
+                code: Some(RDKafkaErrorCode::Fatal),
+                reason: format!("the producer cannot go on: {reason}"),
+            }),
+            Some(RDKafkaErrorCode::AllBrokersDown) if !self.broker_away.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(reason, "no broker answers; records wait and are tried again for as long as it takes");
+            }
+            _ => tracing::debug!(%error, reason, "relay producer"),
+        }
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = Box<Delivery>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
+        match result {
+            Ok(_) => {
+                let expected = delivery.seq - 1;
+                let advanced = !self.failed.load(Ordering::Acquire)
+                    && delivery
+                        .acknowledged
+                        .seq
+                        .compare_exchange(expected, delivery.seq, Ordering::AcqRel, Ordering::Acquire)
+                        .is_ok();
+                if advanced {
+                    self.published.increment(1);
+                    self.latency.record(seconds_since(delivery.created_ms));
+                } else {
+                    self.fail(Failure {
+                        record: Some((delivery.target.clone(), delivery.seq)),
+                        code: None,
+                        reason: "acknowledged out of turn".into(),
+                    });
+                }
+                if self.broker_away.load(Ordering::Relaxed) && self.broker_away.swap(false, Ordering::Relaxed) {
+                    tracing::info!("a broker answers again");
+                }
+            }
+            Err((error, _)) => self.fail(Failure {
+                record: Some((delivery.target.clone(), delivery.seq)),
+                code: error.rdkafka_error_code(),
+                reason: error.to_string(),
+            }),
+        }
+        self.settle(&delivery);
+    }
+}
+
+fn seconds_since(created_ms: i64) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as i64);
+    (now - created_ms).max(0) as f64 / 1_000.0
+}
+
+/// A record to publish, borrowed from its outbox row.
+pub struct Outgoing<'a> {
+    pub target: &'a TopicPartition,
+    pub acknowledged: &'a Arc<Acknowledged>,
+    pub seq: i64,
+    /// The key's text.
+    pub key: &'a str,
+    pub headers: OwnedHeaders,
+    /// Milliseconds since the epoch.
+    pub created_ms: i64,
+    pub value: &'a [u8],
+}
+
+/// What became of handing over one record.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Handed {
+    Taken,
+    /// The producer's own queue is full: wait for acknowledgements.
+    Full,
+    /// The client refuses the record for its size.
+    TooLarge,
+    /// The generation is over.
+    Failed,
+}
+
+/// One generation of the producer. Dropping it drops what it still holds, and blocks for up to half
+/// a second: drop it where blocking is allowed.
+pub struct Publisher {
+    producer: ThreadedProducer<Deliveries>,
+}
+
+impl Publisher {
+    /// `progress` is notified when half of `in_flight_max` or nothing is left, and on failure.
+    pub fn new(settings: &KafkaSettings, in_flight_max: usize, progress: Arc<Notify>) -> Result<Self, KafkaError> {
+        let mut config = client::producer(settings, PRODUCER_LINGER_MS);
+        // Set after the operator's own options: order and gaplessness are not for sale.
+        // A record never times out: one that did could be overtaken by the next, which leaves a
+        // hole in the topic, where a late duplicate is merely dropped by its readers. For the same
+        // reason a record that is refused for good must stop the producer.
+        config.remove("delivery.timeout.ms");
+        config
+            .set("message.timeout.ms", "0")
+            .set("enable.idempotence", "true")
+            .set("enable.gapless.guarantee", "true")
+            .set("acks", "all");
+        let deliveries = Deliveries {
+            rows: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            half: in_flight_max / 2,
+            failed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            broker_away: AtomicBool::new(false),
+            progress,
+            latency: metrics::histogram!("throughline_relay_publish_seconds"),
+            published: metrics::counter!("throughline_relay_published_total"),
+        };
+        let producer = config
+            .create_with_context(deliveries)
+            .map_err(|error| KafkaError::Settings(format!("the relay's producer: {error}")))?;
+        Ok(Self { producer })
+    }
+
+    /// Hands one record over; its bytes are copied.
+    pub fn hand_over(&self, record: Outgoing<'_>) -> Handed {
+        let deliveries = self.deliveries();
+        if deliveries.failed.load(Ordering::Acquire) {
+            return Handed::Failed;
+        }
+        let bytes = record.value.len();
+        let delivery = Box::new(Delivery {
+            target: record.target.clone(),
+            acknowledged: record.acknowledged.clone(),
+            seq: record.seq,
+            bytes,
+            created_ms: record.created_ms,
+        });
+        deliveries.rows.fetch_add(1, Ordering::AcqRel);
+        deliveries.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let outcome = self.producer.send(
+            BaseRecord::with_opaque_to(&record.target.topic, delivery)
+                .partition(record.target.partition)
+                .key(record.key)
+                .payload(record.value)
+                .timestamp(record.created_ms)
+                .headers(record.headers),
+        );
+        let Err((error, refused)) = outcome else { return Handed::Taken };
+        deliveries.settle(&refused.delivery_opaque);
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::QueueFull) => Handed::Full,
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => Handed::TooLarge,
+            code => {
+                deliveries.fail(Failure {
+                    record: Some((record.target.clone(), record.seq)),
+                    code,
+                    reason: error.to_string(),
+                });
+                Handed::Failed
+            }
+        }
+    }
+
+    /// Records handed over and not yet reported on.
+    pub fn in_flight(&self) -> usize {
+        self.deliveries().rows.load(Ordering::Acquire)
+    }
+
+    /// Bytes of values handed over and not yet reported on.
+    pub fn in_flight_bytes(&self) -> usize {
+        self.deliveries().bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether the generation is over.
+    pub fn has_failed(&self) -> bool {
+        self.deliveries().failed.load(Ordering::Acquire)
+    }
+
+    /// Ends the generation with all it still holds, and says what it failed from. Blocks.
+    pub fn end(self) -> Option<Failure> {
+        let deliveries = self.deliveries().clone();
+        // The reports of what is dropped tell which record caused a fatal error.
+        drop(self);
+        deliveries.failure()
+    }
+
+    fn deliveries(&self) -> &Arc<Deliveries> {
+        use rdkafka::producer::Producer;
+        self.producer.client().context()
+    }
+}

@@ -1,0 +1,224 @@
+//! The relay's one connection for rows and watermarks: reads the outbox for all partitions at once,
+//! and moves `published`.
+//!
+//! Bytes are never copied here: a record borrows its row. Knows nothing of Kafka's clients beyond
+//! the shape of a record's headers.
+
+use jiff::Timestamp;
+use tokio_postgres::{Client, Row, Statement};
+use uuid::Uuid;
+
+use super::lease::PartitionKey;
+use crate::kafka::headers::Envelope;
+use crate::settings::DatabaseSettings;
+use crate::store::{DatabaseRole, StoreError, connect};
+
+/// What to read of one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadRequest {
+    pub key: PartitionKey,
+    /// Rows behind this sequence number.
+    pub after: i64,
+    /// Rows, at most.
+    pub rows: i64,
+    /// Bytes of values, at most; one row comes in any case.
+    pub bytes: i64,
+}
+
+/// What to mark as published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    pub key: PartitionKey,
+    pub epoch: i64,
+    pub published: i64,
+}
+
+/// An outbox row; everything is borrowed from it.
+pub struct OutboxRow(Row);
+
+impl OutboxRow {
+    pub fn key(&self) -> PartitionKey {
+        PartitionKey { topic: self.0.get(1), partition: self.0.get(0) }
+    }
+
+    pub fn seq(&self) -> i64 {
+        self.0.get(2)
+    }
+
+    /// Key of the record; its text form is the record's key.
+    pub fn record_key(&self) -> Uuid {
+        self.0.get(3)
+    }
+
+    /// With name space, such as `throughline.orders.OrderPlaced`.
+    pub fn message_type(&self) -> &str {
+        self.0.get(4)
+    }
+
+    pub fn created_at(&self) -> Timestamp {
+        self.0.get(13)
+    }
+
+    pub fn value(&self) -> &[u8] {
+        self.0.get(14)
+    }
+
+    /// What the record says about itself. Nothing but the row goes in, so that a record published
+    /// twice is the same record. `source` is [`source_of`] the row's type.
+    pub fn envelope<'a>(&'a self, source: &'a str) -> Envelope<'a> {
+        let schema_version: Option<i16> = self.0.get(7);
+        Envelope {
+            id: self.0.get(5),
+            message_type: self.message_type(),
+            source,
+            time: self.created_at(),
+            subject: self.0.get(6),
+            // A row with a schema version is framed Avro; the others are results.
+            content_type: if schema_version.is_some() { "application/avro" } else { "application/json" },
+            schema_version,
+            stream_version: self.0.get(8),
+            seq: self.seq(),
+            command_id: self.0.get(9),
+            correlation_id: self.0.get(10),
+            causation_id: self.0.get(11),
+            traceparent: self.0.get(12),
+            reply_to: self.0.get(15),
+        }
+    }
+}
+
+/// `throughline.orders.OrderPlaced` comes from `/throughline/orders`.
+pub fn source_of(message_type: &str) -> String {
+    let context = message_type.rsplit_once('.').map_or(message_type, |(context, _)| context);
+    format!("/{}", context.replace('.', "/"))
+}
+
+const READ: &str = "
+    select o.partition, o.topic, o.seq, o.key, o.type, o.message_id, o.subject, o.schema_version, o.stream_version,
+           o.command_id, o.correlation_id, o.causation_id, o.traceparent, o.created_at, o.value, o.reply_to
+    from unnest($1::int[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[])
+             as wanted (partition, topic, after, rows, bytes)
+    cross join lateral (
+        select *, sum(octet_length(o.value)) over (order by o.seq) - octet_length(o.value) as bytes_before
+        from throughline.outbox o
+        where o.partition = wanted.partition and o.topic = wanted.topic and o.seq > wanted.after
+        order by o.seq
+        limit wanted.rows) o
+    where o.bytes_before < wanted.bytes
+    order by o.topic, o.partition, o.seq";
+
+const MARK: &str = "
+    update throughline.relay_leases l
+    set published = m.published, updated_at = now()
+    from unnest($2::int[], $3::smallint[], $4::bigint[], $5::bigint[]) as m (partition, topic, epoch, published)
+    where l.partition = m.partition and l.topic = m.topic and l.epoch = m.epoch and l.owner = $1
+      and l.published <= m.published
+    returning l.partition, l.topic";
+
+/// The connection with its statements.
+pub struct Reader {
+    client: Client,
+    read: Statement,
+    mark: Statement,
+}
+
+impl Reader {
+    pub async fn connect(settings: &DatabaseSettings) -> Result<Self, StoreError> {
+        let client = connect::connect(settings, &DatabaseRole::Relay).await?;
+        client
+            .batch_execute(
+                // The plan must be the index scan of a few rows, even while a time partition is so
+                // young that its statistics say it is empty. A watermark lost with the server's
+                // memory only costs a look at Kafka's tail.
+                "set enable_seqscan = off; set enable_bitmapscan = off; set plan_cache_mode = force_generic_plan;
+                 set synchronous_commit = off",
+            )
+            .await
+            .map_err(StoreError::at("set up the relay's connection"))?;
+        let read = client.prepare(READ).await.map_err(StoreError::at("prepare to read the outbox"))?;
+        let mark = client.prepare(MARK).await.map_err(StoreError::at("prepare to mark what is published"))?;
+        Ok(Self { client, read, mark })
+    }
+
+    /// Committed rows of all `requests`, in one round trip; by topic, partition and seq.
+    pub async fn read(&self, requests: &[ReadRequest]) -> Result<Vec<OutboxRow>, StoreError> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let partitions: Vec<i32> = requests.iter().map(|request| request.key.partition).collect();
+        let topics: Vec<i16> = requests.iter().map(|request| request.key.topic).collect();
+        let after: Vec<i64> = requests.iter().map(|request| request.after).collect();
+        let rows: Vec<i64> = requests.iter().map(|request| request.rows).collect();
+        let bytes: Vec<i64> = requests.iter().map(|request| request.bytes).collect();
+        let rows = self
+            .client
+            .query(&self.read, &[&partitions, &topics, &after, &rows, &bytes])
+            .await
+            .map_err(StoreError::at("read the outbox"))?;
+        Ok(rows.into_iter().map(OutboxRow).collect())
+    }
+
+    /// Moves `published` where the lease is still `owner`'s, by epoch. Returns the partitions moved:
+    /// one that is missing was lost to another owner.
+    pub async fn mark(&self, owner: &str, marks: &[Mark]) -> Result<Vec<PartitionKey>, StoreError> {
+        if marks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let partitions: Vec<i32> = marks.iter().map(|mark| mark.key.partition).collect();
+        let topics: Vec<i16> = marks.iter().map(|mark| mark.key.topic).collect();
+        let epochs: Vec<i64> = marks.iter().map(|mark| mark.epoch).collect();
+        let published: Vec<i64> = marks.iter().map(|mark| mark.published).collect();
+        let rows = self
+            .client
+            .query(&self.mark, &[&owner, &partitions, &topics, &epochs, &published])
+            .await
+            .map_err(StoreError::at("mark what is published"))?;
+        Ok(rows.iter().map(|row| PartitionKey { topic: row.get(1), partition: row.get(0) }).collect())
+    }
+
+    /// How far the store got in `keys`: the last sequence number committed.
+    pub async fn last_seqs(&self, keys: &[PartitionKey]) -> Result<Vec<(PartitionKey, i64)>, StoreError> {
+        let partitions: Vec<i32> = keys.iter().map(|key| key.partition).collect();
+        let topics: Vec<i16> = keys.iter().map(|key| key.topic).collect();
+        let rows = self
+            .client
+            .query(
+                "select c.partition, c.topic, c.last_seq
+                 from unnest($1::int[], $2::smallint[]) as wanted (partition, topic)
+                 join throughline.counters c using (partition, topic)",
+                &[&partitions, &topics],
+            )
+            .await
+            .map_err(StoreError::at("read how far the store got"))?;
+        Ok(rows.iter().map(|row| (PartitionKey { topic: row.get(1), partition: row.get(0) }, row.get(2))).collect())
+    }
+
+    /// Writes down why `key` stopped, or that it goes on.
+    pub async fn note_halt(&self, owner: &str, key: PartitionKey, why: Option<&str>) -> Result<(), StoreError> {
+        self.client
+            .execute(
+                "update throughline.relay_leases set halted = $4
+                 where partition = $1 and topic = $2 and owner = $3 and halted is distinct from $4",
+                &[&key.partition, &key.topic, &owner, &why],
+            )
+            .await
+            .map(|_| ())
+            .map_err(StoreError::at("note why a partition stopped"))
+    }
+
+    /// Whether the server closed the connection.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_source_is_the_context_of_the_type() {
+        assert_eq!(source_of("throughline.orders.OrderPlaced"), "/throughline/orders");
+        assert_eq!(source_of("plain"), "/plain");
+    }
+}

@@ -1,0 +1,320 @@
+//! The publishing loop: which partitions are ours, what to read, what to mark, and when.
+//!
+//! One task owns all of it, so there is no lock and no order to get wrong. It never waits on anything
+//! longer than the lease lasts. PostgreSQL is authoritative; what is kept here can be lost.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::RelayError;
+use super::lease::{LeaseTable, Leases, PartitionKey};
+use super::partition::{Alarm, Partition, State, start_after};
+use super::publisher::{Failure, Publisher};
+use super::reader::Reader;
+use super::tail::{self, Tail, TailRequest};
+use crate::kafka::KafkaError;
+use crate::settings::Settings;
+
+/// A stopped partition is looked at again after this long.
+const HALT_RETRY: Duration = Duration::from_secs(30);
+/// First and longest wait after a failure of the database or the producer.
+pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+type Tails = Result<Vec<Result<Tail, KafkaError>>, KafkaError>;
+
+/// A read of tails that is under way.
+struct Alignment {
+    keys: Vec<(PartitionKey, i64)>,
+    tails: JoinHandle<Tails>,
+}
+
+/// The loop's state.
+pub struct Stream {
+    pub(super) settings: Arc<Settings>,
+    pub(super) leases: Arc<Leases>,
+    pub(super) table: watch::Receiver<Arc<LeaseTable>>,
+    pub(super) wake: Arc<Notify>,
+    pub(super) progress: Arc<Notify>,
+    pub(super) partitions: BTreeMap<PartitionKey, Partition>,
+    pub(super) reader: Option<Reader>,
+    pub(super) publisher: Option<Publisher>,
+    alignment: Option<Alignment>,
+    /// Types to sources.
+    pub(super) sources: HashMap<String, String>,
+    pub(super) next_read: Instant,
+    pub(super) poll: Duration,
+    /// The last look found nothing: a wake-up is followed at once, instead of after the linger.
+    pub(super) idle: bool,
+    pub(super) marked_at: Instant,
+    pub(super) retry_at: Instant,
+    pub(super) backoff: Duration,
+    pub(super) database_away: bool,
+}
+
+impl Stream {
+    pub fn new(settings: Arc<Settings>, leases: Arc<Leases>, wake: Arc<Notify>) -> Self {
+        let now = Instant::now();
+        Self {
+            poll: Duration::from_millis(settings.relay.poll_min_ms.max(1)),
+            settings,
+            table: leases.subscribe(),
+            leases,
+            wake,
+            progress: Arc::new(Notify::new()),
+            partitions: BTreeMap::new(),
+            reader: None,
+            publisher: None,
+            alignment: None,
+            sources: HashMap::new(),
+            next_read: now,
+            idle: true,
+            marked_at: now,
+            retry_at: now,
+            backoff: BACKOFF.0,
+            database_away: false,
+        }
+    }
+
+    /// Publishes until `shutdown`, then drains.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), RelayError> {
+        while !shutdown.is_cancelled() {
+            match self.turn().await {
+                Ok(()) => {}
+                Err(RelayError::Store(error)) if error.is_transient() => self.lose_database(&error.to_string()),
+                Err(error) => return Err(error),
+            }
+            self.wait(&shutdown).await;
+        }
+        self.finish().await;
+        Ok(())
+    }
+
+    async fn turn(&mut self) -> Result<(), RelayError> {
+        self.adopt().await?;
+        if self.publisher.as_ref().is_some_and(Publisher::has_failed) {
+            self.reset("a record failed").await?;
+        } else if self.lease_left(1, 1).is_zero() && self.in_flight() > 0 {
+            self.reset("the leases ran out before they could be renewed").await?;
+        }
+        if Instant::now() < self.retry_at {
+            return Ok(());
+        }
+        if self.reader.as_ref().is_none_or(Reader::is_closed) {
+            self.reader = Some(Reader::connect(&self.settings.database).await?);
+            if std::mem::take(&mut self.database_away) {
+                tracing::info!("the relay reads the outbox again");
+            }
+        }
+        self.align().await?;
+        self.pump().await?;
+        self.hand_back();
+        Ok(())
+    }
+
+    /// Takes over what the keeper holds and lets go what it lost.
+    async fn adopt(&mut self) -> Result<(), RelayError> {
+        let table = self.table.borrow_and_update().clone();
+        let gone =
+            |key: &PartitionKey, ours: &Partition| table.held.get(key).is_none_or(|lease| lease.epoch != ours.epoch);
+        let lost_in_flight = self.partitions.iter().any(|(key, ours)| gone(key, ours) && ours.has_in_flight());
+        self.partitions.retain(|key, ours| !gone(key, ours));
+        if lost_in_flight {
+            self.reset("a lease was lost with records in flight").await?;
+        }
+        for (key, lease) in &table.held {
+            match self.partitions.get_mut(key) {
+                Some(ours) => ours.hand_back = lease.hand_back,
+                None if lease.hand_back => {
+                    // Never begun here: nothing to drain.
+                    self.leases.release(*key);
+                }
+                None => {
+                    self.partitions.insert(*key, Partition::new(key.partition, lease));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends this producer with all it holds. Every partition learns from Kafka what became of it.
+    pub(super) async fn reset(&mut self, why: &str) -> Result<(), RelayError> {
+        let failure = match self.publisher.take() {
+            Some(publisher) => tokio::task::spawn_blocking(move || publisher.end()).await?,
+            None => None,
+        };
+        metrics::counter!("throughline_relay_producer_resets_total").increment(1);
+        let reason = failure.as_ref().map_or("", |failure| failure.reason.as_str());
+        tracing::warn!(why, reason, "the relay's producer is replaced; Kafka's tails are read again");
+        self.alignment = None;
+        for ours in self.partitions.values_mut() {
+            if matches!(ours.state, State::Streaming | State::Aligning) {
+                ours.state = State::Unaligned;
+                // What was sent is known when the tail has been read.
+                ours.sent = ours.acknowledged.seq();
+            }
+        }
+        self.back_off();
+        match failure {
+            Some(failure) => self.blame(failure).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Stops the partition whose record cannot be published, or begins to look for that record.
+    async fn blame(&mut self, failure: Failure) -> Result<(), RelayError> {
+        let Some((target, seq)) = &failure.record else { return Ok(()) };
+        let Some((key, ours)) = self.partitions.iter_mut().find(|(_, ours)| ours.target == *target) else {
+            return Ok(());
+        };
+        let key = *key;
+        if failure.is_too_large() {
+            if *seq > ours.single_until {
+                // A batch was refused: one of its records, or their sum. One at a time tells.
+                ours.single_until = seq + self.settings.relay.in_flight_max as i64;
+                return Ok(());
+            }
+            let alarm = format!(
+                "the broker refuses the record seq {seq} for its size ({}). Raise max.message.bytes of the topic",
+                failure.reason
+            );
+            self.halt(key, Alarm { text: alarm, seq: Some(*seq) }).await
+        } else if failure.is_lasting() {
+            let alarm =
+                format!("the broker refuses seq {seq}: {}. Check the topic and the relay's rights", failure.reason);
+            self.halt(key, Alarm { text: alarm, seq: Some(*seq) }).await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Stops one partition with an alarm. It is looked at again later.
+    pub(super) async fn halt(&mut self, key: PartitionKey, alarm: Alarm) -> Result<(), RelayError> {
+        let Some(ours) = self.partitions.get_mut(&key) else { return Ok(()) };
+        ours.state = State::Halted { until: Instant::now() + HALT_RETRY };
+        if ours.alarm.as_ref() == Some(&alarm) {
+            return Ok(());
+        }
+        tracing::error!(topic = %ours.target.topic, partition = key.partition, published = ours.acknowledged.seq(),
+            "publishing of this partition has stopped: {}", alarm.text);
+        let labels = [("topic", ours.target.topic.to_string()), ("partition", key.partition.to_string())];
+        metrics::gauge!("throughline_relay_halted", &labels).set(1.0);
+        if let Some(reader) = &self.reader {
+            reader.note_halt(&self.leases.owner, key, Some(&alarm.text)).await?;
+        }
+        ours.alarm = Some(alarm);
+        Ok(())
+    }
+
+    /// Takes back the alarms whose cause is gone.
+    pub(super) async fn clear_alarms(&mut self) -> Result<(), RelayError> {
+        let Some(reader) = &self.reader else { return Ok(()) };
+        for (key, ours) in self.partitions.iter_mut().filter(|(_, ours)| ours.is_alarm_over()) {
+            reader.note_halt(&self.leases.owner, *key, None).await?;
+            ours.alarm = None;
+            let labels = [("topic", ours.target.topic.to_string()), ("partition", key.partition.to_string())];
+            metrics::gauge!("throughline_relay_halted", &labels).set(0.0);
+            tracing::info!(target = %ours.target, "publishing of this partition goes on");
+        }
+        Ok(())
+    }
+
+    /// Reads the tails of the partitions that need it, beside the loop, and applies them.
+    async fn align(&mut self) -> Result<(), RelayError> {
+        if let Some(alignment) = self.alignment.take_if(|alignment| alignment.tails.is_finished()) {
+            self.apply_tails(alignment).await?;
+        }
+        if self.alignment.is_some() || Instant::now() < self.retry_at {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let look_back = self.settings.relay.in_flight_max as i64 + 1_000;
+        let mut keys = Vec::new();
+        let mut requests = Vec::new();
+        for (key, ours) in &mut self.partitions {
+            let due = match ours.state {
+                State::Unaligned => true,
+                State::Halted { until } => until <= now,
+                State::Aligning | State::Streaming | State::Lost => false,
+            };
+            if due && !ours.hand_back {
+                ours.state = State::Aligning;
+                keys.push((*key, ours.epoch));
+                let published = ours.acknowledged.seq();
+                requests.push(TailRequest { target: ours.target.clone(), published, look_back });
+            }
+        }
+        if !requests.is_empty() {
+            let kafka = self.settings.kafka.clone();
+            let progress = self.progress.clone();
+            let tails = tokio::task::spawn_blocking(move || {
+                let tails = tail::read(&kafka, &requests);
+                progress.notify_one();
+                tails
+            });
+            self.alignment = Some(Alignment { keys, tails });
+        }
+        Ok(())
+    }
+
+    async fn apply_tails(&mut self, alignment: Alignment) -> Result<(), RelayError> {
+        let tails = alignment.tails.await??;
+        let reader = self.reader.as_ref().expect("a turn connects before it aligns");
+        let keys: Vec<PartitionKey> = alignment.keys.iter().map(|(key, _)| *key).collect();
+        // Read after the tails: what Kafka holds was committed before.
+        let last_seqs: HashMap<_, _> = match reader.last_seqs(&keys).await {
+            Ok(last_seqs) => last_seqs.into_iter().collect(),
+            Err(error) => {
+                for ours in self.partitions.values_mut().filter(|ours| ours.state == State::Aligning) {
+                    ours.state = State::Unaligned;
+                }
+                return Err(error.into());
+            }
+        };
+        for ((key, epoch), tail) in alignment.keys.into_iter().zip(tails) {
+            let Some(ours) = self.partitions.get_mut(&key).filter(|o| o.epoch == epoch && o.state == State::Aligning)
+            else {
+                continue;
+            };
+            let published = ours.acknowledged.seq();
+            let last_seq = last_seqs.get(&key).copied().unwrap_or_default();
+            let accepted =
+                self.settings.relay.accept_lost_records_of.split(',').any(|name| name.trim() == &*ours.target.topic);
+            let started = match tail {
+                Ok(tail) => start_after(published, last_seq, tail, accepted),
+                Err(error) if is_missing(&error) => {
+                    Err(format!("{error}. Run `throughline topics apply`, or check the relay's rights"))
+                }
+                Err(error) => {
+                    tracing::warn!(target = %ours.target, %error, "Kafka's tail cannot be read; tried again");
+                    ours.state = State::Unaligned;
+                    self.back_off();
+                    continue;
+                }
+            };
+            match started {
+                Ok(seq) => {
+                    ours.stream_after(seq);
+                    if seq > published {
+                        metrics::counter!("throughline_relay_duplicates_avoided_total")
+                            .increment((seq - published) as u64);
+                        tracing::info!(target = %ours.target, published, seq, "Kafka was ahead of the watermark");
+                    }
+                }
+                Err(text) => self.halt(key, Alarm { text, seq: None }).await?,
+            }
+        }
+        self.next_read = Instant::now();
+        self.clear_alarms().await
+    }
+}
+
+fn is_missing(error: &KafkaError) -> bool {
+    use rdkafka::error::RDKafkaErrorCode as Code;
+    matches!(error, KafkaError::Request { source, .. } if matches!(source.rdkafka_error_code(),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::TopicAuthorizationFailed)))
+}

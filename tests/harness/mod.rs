@@ -1,0 +1,152 @@
+//! A real Kafka and a real PostgreSQL for every test: a database and a topic prefix of its own.
+//!
+//! The services are those that the environment names (`make test` starts a pair), or a pair that the
+//! launcher starts for this test program. Waiting is on conditions with deadlines, never on time.
+#![allow(dead_code, reason = "each test program uses its own part of the harness")]
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use throughline::app::dev::Services;
+use throughline::app::install;
+use throughline::kafka::topics::{self, TopicNames};
+use throughline::settings::{LoadedSettings, Settings};
+use throughline::store::{DatabaseRole, connect};
+use tokio_postgres::Client;
+
+static SERVICES: tokio::sync::OnceCell<(String, String, Option<Services>)> = tokio::sync::OnceCell::const_new();
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// Longest wait for anything that is expected to happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One test's own database and topics.
+pub struct Harness {
+    pub settings: Settings,
+    admin_url: String,
+    database: String,
+}
+
+/// Brokers and superuser URL of the services under test.
+pub async fn services() -> (String, String) {
+    let (brokers, url, _) = SERVICES
+        .get_or_init(async || {
+            let settings = LoadedSettings::load(None, &[]).expect("settings of the environment").settings;
+            let services = Services::open(&settings).await.expect("services start");
+            (services.kafka_brokers.clone(), services.database_url.clone(), Some(services))
+        })
+        .await;
+    (brokers.clone(), url.clone())
+}
+
+impl Harness {
+    /// Settings with a fresh database and a fresh prefix; nothing is installed yet.
+    pub async fn bare(name: &str) -> Self {
+        let (brokers, admin_url) = services().await;
+        let moment = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_millis();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let database = format!("test_{name}_{moment}_{number}");
+        let admin = client_of(&admin_url).await;
+        admin.batch_execute(&format!("create database {database}")).await.expect("create a database");
+        let mut settings = Settings::default();
+        settings.kafka.brokers = brokers;
+        settings.kafka.session_timeout_ms = 2_000;
+        settings.database.url = on_database(&admin_url, &database).into();
+        settings.topics.prefix = format!("{}-{moment}-{number}-", name.replace('_', "-"));
+        settings.relay.lease_ms = 2_000;
+        Self { settings, admin_url, database }
+    }
+
+    /// As [`Harness::bare`], with the schema and the topics installed.
+    pub async fn new(name: &str) -> Self {
+        let harness = Self::bare(name).await;
+        harness.install().await;
+        harness
+    }
+
+    /// Installs schema and topics.
+    pub async fn install(&self) {
+        install::apply_database(&self.settings).await.expect("apply the database");
+        let specs = topics::specs(&self.names(), &self.settings.topics);
+        topics::apply(&self.settings.kafka, &specs).await.expect("apply the topics");
+    }
+
+    /// Names of the orders context under this test's prefix.
+    pub fn names(&self) -> TopicNames {
+        install::orders_topics(&self.settings)
+    }
+
+    /// A superuser connection to this test's database.
+    pub async fn client(&self) -> Client {
+        connect::connect(&self.settings.database, &DatabaseRole::Owner).await.expect("connect")
+    }
+
+    /// Environment that makes a process of ours use this test's database and topics.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let settings = &self.settings;
+        [
+            ("KAFKA_BROKERS", settings.kafka.brokers.clone()),
+            ("DATABASE_URL", settings.database.url.expose().to_owned()),
+            ("THROUGHLINE__TOPICS__PREFIX", settings.topics.prefix.clone()),
+            ("THROUGHLINE__TOPICS__EVENT_PARTITIONS", settings.topics.event_partitions.to_string()),
+            ("THROUGHLINE__TOPICS__COMMAND_PARTITIONS", settings.topics.command_partitions.to_string()),
+            ("THROUGHLINE__KAFKA__SESSION_TIMEOUT_MS", settings.kafka.session_timeout_ms.to_string()),
+            ("THROUGHLINE__RELAY__LEASE_MS", settings.relay.lease_ms.to_string()),
+            ("HTTP_LISTEN", "127.0.0.1:0".to_owned()),
+            ("ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        let (url, database) = (self.admin_url.clone(), self.database.clone());
+        // On a thread of its own: the test's runtime may be on its way out.
+        let dropped = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let drop = format!("drop database if exists {database} with (force)");
+                client_of(&url).await.batch_execute(&drop).await
+            })
+        });
+        if let Ok(Err(error)) = dropped.join() {
+            eprintln!("test database {} stays behind: {error}", self.database);
+        }
+    }
+}
+
+async fn client_of(url: &str) -> Client {
+    let mut settings = Settings::default().database;
+    settings.url = url.into();
+    connect::connect(&settings, &DatabaseRole::Owner).await.expect("connect to the services' database")
+}
+
+/// `url` with another database name.
+pub fn on_database(url: &str, database: &str) -> String {
+    let (server, rest) = url.rsplit_once('/').expect("a URL with a database");
+    let query = rest.split_once('?').map(|(_, query)| format!("?{query}")).unwrap_or_default();
+    format!("{server}/{database}{query}")
+}
+
+/// Polls `condition` until it yields a value; panics with `what` when patience runs out.
+#[track_caller]
+pub fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let started = Instant::now();
+        loop {
+            if let Some(value) = condition().await {
+                return value;
+            }
+            assert!(started.elapsed() < PATIENCE, "{caller}: still waiting after {PATIENCE:?}: {what}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

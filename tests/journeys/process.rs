@@ -1,0 +1,122 @@
+//! Processes of the real binary, as an operator starts, stops and kills them.
+
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::harness::{Harness, eventually};
+
+/// A running process; killed when dropped.
+pub struct Process {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+/// A command of ours with this test's environment.
+pub fn command(harness: &Harness, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_throughline"));
+    command
+        .args(arguments)
+        .envs(harness.environment())
+        .env_remove("RUST_LOG")
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+/// What a process that ended left behind.
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a command of ours to its end.
+pub async fn ended(command: &mut Command) -> Ended {
+    let output = tokio::time::timeout(Duration::from_secs(60), command.output())
+        .await
+        .expect("the command ends")
+        .expect("the command starts");
+    Ended {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+impl Process {
+    /// Starts `throughline run ROLE…`.
+    pub fn run(harness: &Harness, roles: &[&str]) -> Self {
+        Self::start(command(harness, &[&["run"], roles].concat()))
+    }
+
+    /// Starts a command and gathers what it logs.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the process starts");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let mut reader = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let gathered = lines.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = reader.next_line().await {
+                gathered.lock().unwrap().push(line);
+            }
+        });
+        Self { child, lines }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.child.id().expect("the process still runs");
+        kill(Pid::from_raw(i32::try_from(id).expect("a process id")), signal).expect("signal the process");
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub async fn kill(mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.wait().await.expect("the killed process ends");
+    }
+
+    /// SIGSTOP: a zombie in the making.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn wake(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// SIGTERM; the exit code.
+    pub async fn terminate(mut self) -> i32 {
+        self.signal(Signal::SIGTERM);
+        let status = tokio::time::timeout(Duration::from_secs(25), self.child.wait()).await.unwrap_or_else(|_| {
+            panic!("no end within 25 s of SIGTERM; log:\n{}", self.lines.lock().unwrap().join("\n"))
+        });
+        status.expect("the process ends").code().unwrap_or(-1)
+    }
+
+    /// Everything logged so far.
+    pub fn log(&self) -> String {
+        self.lines.lock().unwrap().join("\n")
+    }
+
+    /// Waits for a log line that contains `text`; the line.
+    pub async fn logged(&self, text: &str) -> String {
+        eventually(&format!("a log line with `{text}`"), || async {
+            self.lines.lock().unwrap().iter().find(|line| line.contains(text)).cloned()
+        })
+        .await
+    }
+
+    /// The address that the API listens on.
+    pub async fn http_url(&self) -> String {
+        let line = self.logged("api listens").await;
+        let address = line.split("address=").nth(1).expect("the line names the address");
+        format!("http://{}", address.split_whitespace().next().unwrap_or_default())
+    }
+}

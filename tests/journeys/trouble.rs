@@ -1,0 +1,114 @@
+//! Trouble at start: one paragraph that names what failed and the next command to run.
+
+use crate::harness::{Harness, on_database};
+use crate::process::{Ended, command, ended};
+
+fn assert_helpful(ended: &Ended, words: &[&str]) {
+    assert_eq!(ended.code, 1, "stderr: {}", ended.stderr);
+    for word in words {
+        assert!(ended.stderr.contains(word), "`{word}` is not in: {}", ended.stderr);
+    }
+    let paragraph: Vec<_> = ended.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(paragraph.len(), 1, "one paragraph: {}", ended.stderr);
+    for noise in ["panicked", "stack backtrace", "RUST_BACKTRACE"] {
+        assert!(!ended.stderr.contains(noise), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_broker() {
+    let harness = Harness::bare("no_broker").await;
+    let mut run = command(&harness, &["run", "relay"]);
+    run.env("KAFKA_BROKERS", "127.0.0.1:1").env("THROUGHLINE__KAFKA__REQUEST_TIMEOUT_MS", "1000");
+    assert_helpful(
+        &ended(&mut run).await,
+        &["cannot reach Kafka at 127.0.0.1:1", "KAFKA_BROKERS", "throughline dev up"],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_database() {
+    let harness = Harness::bare("no_database").await;
+    let mut run = command(&harness, &["run", "relay"]);
+    run.env("DATABASE_URL", "postgres://nobody:secret-canary@127.0.0.1:1/none");
+    let ended = ended(&mut run).await;
+    assert_helpful(&ended, &["cannot connect to PostgreSQL at 127.0.0.1:1/none", "DATABASE_URL"]);
+    assert!(!ended.stderr.contains("secret-canary"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_database_configured() {
+    let harness = Harness::bare("unconfigured").await;
+    let mut check = command(&harness, &["db", "check"]);
+    check.env_remove("DATABASE_URL");
+    assert_helpful(&ended(&mut check).await, &["no database is configured", "throughline dev up"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_password() {
+    let harness = Harness::bare("wrong_password").await;
+    let url = harness.settings.database.url.expose().to_owned();
+    let (scheme, rest) = url.split_once("://").expect("a URL");
+    let (user, host) = rest.split_once('@').expect("a user");
+    let user = user.split(':').next().expect("a name");
+    let mut run = command(&harness, &["run", "relay"]);
+    run.env("DATABASE_URL", format!("{scheme}://{user}:wrong-canary@{host}"));
+    let ended = ended(&mut run).await;
+    assert_helpful(&ended, &["password authentication failed", "Check user and password"]);
+    assert!(!ended.stderr.contains("wrong-canary"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_such_database() {
+    let harness = Harness::bare("missing_database").await;
+    let mut run = command(&harness, &["run", "relay"]);
+    run.env("DATABASE_URL", on_database(harness.settings.database.url.expose(), "not_there"));
+    assert_helpful(&ended(&mut run).await, &["not_there", "Create the database"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn port_taken() {
+    let harness = Harness::new("port_taken").await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let mut run = command(&harness, &["run", "api"]);
+    run.env("HTTP_LISTEN", &address);
+    assert_helpful(&ended(&mut run).await, &[&address, "HTTP_LISTEN"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topic_with_other_partitions() {
+    let harness = Harness::new("partitions").await;
+    let mut run = command(&harness, &["run", "processor"]);
+    run.env("THROUGHLINE__TOPICS__COMMAND_PARTITIONS", "7");
+    assert_helpful(&ended(&mut run).await, &["has 6 partitions, the settings say 7"]);
+    let mut check = command(&harness, &["topics", "check"]);
+    check.env("THROUGHLINE__TOPICS__COMMAND_PARTITIONS", "7");
+    let found = ended(&mut check).await;
+    assert_eq!(found.code, 3, "{}", found.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn database_of_a_newer_version() {
+    let harness = Harness::new("newer").await;
+    let client = harness.client().await;
+    client
+        .batch_execute("insert into throughline.migrations (number, name, sha256) values (9999, 'future', 'x')")
+        .await
+        .expect("insert");
+    let run = ended(&mut command(&harness, &["run", "processor"])).await;
+    assert_helpful(&run, &["newer version", "9999"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_setting_and_unknown_role() {
+    let harness = Harness::bare("unknown").await;
+    let mut run = command(&harness, &["run"]);
+    run.env("THROUGHLINE__RELAY__LEESE_MS", "1");
+    assert_helpful(&ended(&mut run).await, &["leese_ms", "config show"]);
+    assert_helpful(
+        &ended(&mut command(&harness, &["run", "projection:nothing"])).await,
+        &["projection:nothing", "order-list"],
+    );
+    assert_eq!(ended(&mut command(&harness, &["no-such-verb"])).await.code, 2);
+}

@@ -1,0 +1,230 @@
+//! Schema ids and the registry API against a real PostgreSQL: concurrent registration, edited and
+//! unknown schemas, and the shapes and error codes that stock Confluent clients expect.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::{Value, json};
+use throughline::app::dev::Services;
+use throughline::avro::ids::{check_store, load, register};
+use throughline::avro::{
+    Catalogue, ExternalRegistry, ExternalRegistryError, Published, SchemaIdsError, registry_routes,
+};
+use throughline::orders::schemas;
+use throughline::settings::{DatabaseSettings, LoadedSettings};
+use throughline::store::{Database, DatabaseRole, connect, migrate};
+use tokio_postgres::Client;
+
+/// A migrated database of its own, dropped at the end of the scenario.
+struct OwnDatabase {
+    name: String,
+    administration: Client,
+    settings: DatabaseSettings,
+    _services: Services,
+}
+
+impl OwnDatabase {
+    async fn create() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let settings = LoadedSettings::load(None, &[]).expect("settings").settings;
+        let services = Services::open(&settings).await.expect("services");
+        let name = format!("registry_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let at = |url: &str| DatabaseSettings {
+            url: serde_json::from_value(json!(url)).expect("a secret is a string"),
+            ..DatabaseSettings::default()
+        };
+        let base = &services.database_url;
+        let administration = connect::connect(&at(base), &DatabaseRole::Owner).await.expect("connect");
+        administration.batch_execute(&format!("create database {name}")).await.expect("create a database");
+        let (server, _) = base.rsplit_once('/').expect("the URL names a database");
+        let settings = at(&format!("{server}/{name}"));
+        let database = Self { name, administration, settings, _services: services };
+        migrate::apply(&mut database.connect().await).await.expect("migrate");
+        database
+    }
+
+    async fn connect(&self) -> Client {
+        connect::connect(&self.settings, &DatabaseRole::Owner).await.expect("connect")
+    }
+
+    async fn remove(self) {
+        let drop = format!("drop database {} with (force)", self.name);
+        self.administration.batch_execute(&drop).await.expect("drop the database");
+    }
+}
+
+/// The catalogue with one more version of OrderShipped, or with an edited first one.
+fn changed(edit: bool) -> Catalogue {
+    let newest = schemas::PUBLISHED.iter().find(|one| one.event_type == "OrderShipped" && one.version == 2).unwrap();
+    let next = newest.definition.replacen(
+        "\"fields\": [",
+        "\"fields\": [{\"name\": \"parcels\", \"type\": \"int\", \"default\": 1},",
+        1,
+    );
+    let mut published: Vec<Published<'_>> = schemas::PUBLISHED.to_vec();
+    if edit {
+        published.retain(|one| !(one.event_type == "OrderShipped" && one.version == 2));
+        published.push(Published { definition: &next, ..*newest });
+    } else {
+        published.push(Published { version: 3, definition: &next, ..*newest });
+    }
+    Catalogue::new(schemas::EVENTS_TOPIC, schemas::NAMESPACE, &published).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_are_given_once_however_many_register() {
+    let database = OwnDatabase::create().await;
+    let catalogue = schemas::catalogue().unwrap();
+    let first = database.connect().await;
+    let unregistered = load(&first, &catalogue).await.unwrap_err();
+    assert!(matches!(unregistered, SchemaIdsError::Unregistered { .. }), "{unregistered}");
+    assert!(unregistered.to_string().contains("throughline db apply"));
+
+    let clients = [first, database.connect().await, database.connect().await, database.connect().await];
+    let all = futures_util::future::try_join_all(clients.iter().map(|client| register(client, &catalogue)));
+    let all = all.await.unwrap();
+    for one in catalogue.schemas() {
+        let id = all[0].id_of(&one.event_type, one.version).unwrap();
+        assert_eq!(all[0].version_of(id), Some((one.event_type.as_str(), one.version)));
+        assert!(all.iter().all(|ids| ids.id_of(&one.event_type, one.version) == Some(id)));
+    }
+    let count = |row: tokio_postgres::Row| row.get::<_, i64>(0);
+    let rows = count(clients[0].query_one("select count(*) from throughline.schemas", &[]).await.unwrap());
+    assert_eq!(rows, catalogue.schemas().len() as i64);
+
+    let edited = register(&clients[0], &changed(true)).await.unwrap_err();
+    assert!(matches!(&edited, SchemaIdsError::Differs { version: 2, .. }), "{edited}");
+    database.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_with_events_of_a_newer_program_is_refused_by_type_version_and_count() {
+    let database = OwnDatabase::create().await;
+    let client = database.connect().await;
+    register(&client, &changed(false)).await.unwrap();
+    let catalogue = schemas::catalogue().unwrap();
+    let ids = load(&client, &catalogue).await.unwrap();
+    // Registered by a newer program, not used yet: an old reader may run.
+    check_store(&client, &catalogue, &ids).await.unwrap();
+    let insert = "
+        with topic as (insert into throughline.topics (name, partitions) values ('orders-events', 1) returning id)
+        insert into throughline.events (partition, topic, seq, stream_id, version, event_id, type, schema_version,
+                                        command_id, correlation_id, recorded_at, payload)
+        select 0, topic.id, seq, gen_random_uuid(), 1, gen_random_uuid(), 'OrderShipped', 1 + seq, gen_random_uuid(), '',
+               now(), ''
+        from topic, generate_series(1, 2) as seq";
+    client.batch_execute(insert).await.unwrap();
+    let refused = check_store(&client, &catalogue, &ids).await.unwrap_err();
+    assert!(refused.to_string().contains("OrderShipped version 3 (1 events)"), "{refused}");
+    database.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_registry_answers_as_confluents() {
+    let database = OwnDatabase::create().await;
+    let catalogue = schemas::catalogue().unwrap();
+    let ids = register(&database.connect().await, &catalogue).await.unwrap();
+    let pool = Database::new(&database.settings, &DatabaseRole::Reader).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move { axum::serve(listener, registry_routes(pool)).await });
+
+    let http = reqwest::Client::new();
+    let get = async |path: &str| {
+        let answer = http.get(format!("{base}{path}")).send().await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "application/vnd.schemaregistry.v1+json", "{path}");
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let subject = "orders-events-throughline.orders.OrderPlaced";
+    let definition = catalogue.schema("OrderPlaced", 2).unwrap().definition.as_str();
+    let id = ids.id_of("OrderPlaced", 2).unwrap();
+
+    let subjects = ["OrderCancelled", "OrderPlaced", "OrderShipped", "PaymentReceived"];
+    let subjects: Vec<_> = subjects.iter().map(|one| catalogue.subject(one)).collect();
+    assert_eq!(get("/subjects").await, (200, json!(subjects)));
+    assert_eq!(get(&format!("/subjects/{subject}/versions")).await, (200, json!([1, 2, 3])));
+    let version = json!({"subject": subject, "version": 2, "id": id, "schema": definition});
+    assert_eq!(get(&format!("/subjects/{subject}/versions/2")).await, (200, version.clone()));
+    assert_eq!(get(&format!("/subjects/{subject}/versions/latest")).await.1["version"], 3);
+    assert_eq!(get(&format!("/schemas/ids/{id}")).await, (200, json!({"schema": definition})));
+    assert_eq!(get(&format!("/schemas/ids/{id}/versions")).await, (200, json!([{"subject": subject, "version": 2}])));
+    assert_eq!(get(&format!("/schemas/ids/{id}/subjects")).await, (200, json!([subject])));
+    assert_eq!(get(&format!("/schemas/ids/{id}/schema")).await.1["name"], "OrderPlaced");
+    assert_eq!(get("/config").await, (200, json!({"compatibilityLevel": "BACKWARD_TRANSITIVE"})));
+    assert_eq!(get("/mode").await, (200, json!({"mode": "READONLY"})));
+    assert_eq!(get("/schemas/types").await, (200, json!(["AVRO"])));
+
+    for (path, status, code) in [
+        ("/subjects/none/versions".to_owned(), 404, 40401),
+        ("/subjects/none/versions/1".to_owned(), 404, 40401),
+        ("/subjects/none/versions/latest".to_owned(), 404, 40401),
+        (format!("/subjects/{subject}/versions/9"), 404, 40402),
+        (format!("/subjects/{subject}/versions/two"), 422, 42202),
+        ("/schemas/ids/4711".to_owned(), 404, 40403),
+        ("/schemas/ids/x".to_owned(), 404, 40403),
+    ] {
+        let (found, body) = get(&path).await;
+        assert_eq!((found, &body["error_code"]), (status, &json!(code)), "{path}");
+        assert!(body["message"].is_string());
+    }
+
+    let post = async |path: String, body: Value| {
+        let answer = http.post(format!("{base}{path}")).json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    // A serializer that does not register looks its schema up; white space does not matter.
+    let compact = serde_json::from_str::<Value>(definition).unwrap().to_string();
+    assert_eq!(post(format!("/subjects/{subject}"), json!({"schema": compact})).await, (200, version));
+    assert_eq!(post(format!("/subjects/{subject}"), json!({"schema": "\"int\""})).await.1["error_code"], 40403);
+    assert_eq!(post(format!("/subjects/{subject}/versions"), json!({"schema": compact})).await.1["error_code"], 42205);
+    server.abort();
+    database.remove().await;
+}
+
+/// A registry that gives each new definition the next id, from `first`, as Confluent's does.
+async fn stand_in(first: i32) -> (String, tokio::task::JoinHandle<()>) {
+    let known = std::sync::Arc::new(std::sync::Mutex::new(Vec::<(String, String)>::new()));
+    let register = async move |axum::extract::Path(subject): axum::extract::Path<String>,
+                               axum::Json(body): axum::Json<Value>| {
+        let entry = (subject, body["schema"].as_str().unwrap().to_owned());
+        let mut known = known.lock().unwrap();
+        let at = known.iter().position(|one| *one == entry).unwrap_or_else(|| {
+            known.push(entry);
+            known.len() - 1
+        });
+        axum::Json(json!({"id": first + at as i32}))
+    };
+    let routes = axum::Router::new().route("/base/subjects/{subject}/versions", axum::routing::post(register));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://user:secret@{}/base", listener.local_addr().unwrap());
+    (address, tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_external_registry_gives_the_ids_and_may_be_away_later() {
+    let database = OwnDatabase::create().await;
+    let client = database.connect().await;
+    let catalogue = schemas::catalogue().unwrap();
+    let (address, server) = stand_in(100).await;
+    let registry = ExternalRegistry::new(&address).unwrap();
+    let ids = registry.register(&client, &catalogue).await.unwrap();
+    assert_eq!(ids.iter().map(|(id, _, _)| id).min(), Some(100));
+    let again = registry.register(&client, &catalogue).await.unwrap();
+    assert_eq!(again.id_of("OrderPlaced", 3), ids.id_of("OrderPlaced", 3));
+
+    // Away: what is known suffices; what is new does not go without it.
+    server.abort();
+    let _ = server.await;
+    let away = registry.register(&client, &catalogue).await.unwrap();
+    assert_eq!(away.id_of("OrderPlaced", 3), ids.id_of("OrderPlaced", 3));
+    let error = registry.register(&client, &changed(false)).await.unwrap_err();
+    assert!(matches!(error, ExternalRegistryError::Unreachable { .. }), "{error}");
+    assert!(!error.to_string().contains("secret"), "{error}");
+
+    // Another registry with other ids would make stored bytes mean something else.
+    let (other, server) = stand_in(500).await;
+    let error = ExternalRegistry::new(&other).unwrap().register(&client, &catalogue).await.unwrap_err();
+    assert!(matches!(error, ExternalRegistryError::OtherIds { .. }), "{error}");
+    server.abort();
+    assert!(matches!(ExternalRegistry::new("kafka:9092"), Err(ExternalRegistryError::Address(_))));
+    database.remove().await;
+}
