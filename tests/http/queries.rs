@@ -7,6 +7,14 @@ use uuid::Uuid;
 use crate::harness::Harness;
 use crate::server::{Answer, Server, a_payment, an_order};
 
+/// Groups take their time to gather on a busy machine: reads wait for them.
+async fn patient(name: &str) -> Harness {
+    let mut harness = Harness::bare(name).await;
+    harness.settings.http.consistency_wait_ms = 25_000;
+    harness.install().await;
+    harness
+}
+
 /// Reads `path` with a token.
 async fn read_after(server: &Server, path: &str, token: &str) -> Answer {
     let request = server.get(path).header("Consistency-Token", token);
@@ -15,7 +23,7 @@ async fn read_after(server: &Server, path: &str, token: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_show_what_a_token_stands_for() {
-    let harness = Harness::new("http_queries").await;
+    let harness = patient("http_queries").await;
     let server = Server::whole(&harness).await;
     let placed = server.send("/api/orders/sync", &an_order()).await;
     assert_eq!(placed.status, 201, "{placed:?}");
@@ -69,7 +77,7 @@ async fn reads_show_what_a_token_stands_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_hold_every_order_once() {
-    let harness = Harness::new("http_pages").await;
+    let harness = patient("http_pages").await;
     let server = Server::whole(&harness).await;
     let mut placed = Vec::new();
     let mut tokens = Vec::new();
@@ -130,7 +138,7 @@ async fn a_token_that_is_not_met_in_time_is_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_tells_every_change_once_and_goes_on_after_a_reconnect() {
-    let harness = Harness::new("http_stream").await;
+    let harness = patient("http_stream").await;
     let server = Server::whole(&harness).await;
     let placed = server.send("/api/orders/sync", &an_order()).await;
     let order = format!("/api/orders/{}", placed.text("orderId"));
