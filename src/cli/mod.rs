@@ -7,6 +7,7 @@ mod command;
 mod config;
 mod db;
 pub mod dev;
+mod outbox;
 mod output;
 mod run;
 mod topics;
@@ -50,6 +51,8 @@ enum CliCommand {
     Db(db::DbArgs),
     /// Send commands, or ask what became of one
     Command(command::CommandArgs),
+    /// See where the outbox stands: depth, age, rate and owner of each destination partition
+    Outbox(outbox::OutboxArgs),
     /// Show the settings with their origins
     Config(config::ConfigArgs),
 }
@@ -81,6 +84,7 @@ async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result
         CliCommand::Topics(args) => topics::run(args, settings).await,
         CliCommand::Db(args) => db::run(args, settings).await,
         CliCommand::Command(args) => command::run(args, settings).await,
+        CliCommand::Outbox(args) => outbox::run(args, settings).await,
         CliCommand::Config(args) => config::run(args, &loaded),
     }
 }

@@ -1,0 +1,11 @@
+//! The command processor against a real Kafka and a real PostgreSQL.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod admission;
+mod fencing;
+mod floor;
+mod idempotency;
+mod offsets;
+mod streams;
