@@ -71,15 +71,23 @@ pub(super) const LOAD_EVENTS: &str = "
 pub(super) const LOAD_SNAPSHOTS: &str = "
     select w.place, s.version, s.state
     from unnest($2::int[], $3::uuid[]) with ordinality as w (partition, stream_id, place)
-    join throughline.snapshots s
-      on s.partition = w.partition and s.topic = $1 and s.stream_id = w.stream_id and s.snapshot_version = $4";
+    cross join lateral (
+        select version, state from throughline.snapshots
+        where partition = w.partition and topic = $1 and stream_id = w.stream_id and snapshot_version = $4
+        limit 1) s";
 
 /// Outcomes that the batch's command ids already have. $1 topic, $2 partitions, $3 command ids.
+///
+/// A lateral with a limit, so that each id is one probe: joined freely, a plan for a young table
+/// goes through all outcomes and holds each against all ids.
 pub(super) const LOAD_OUTCOMES: &str = "
-    select c.partition, c.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version, c.seq,
+    select w.partition, w.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version, c.seq,
            c.correlation_id, c.decided_at
     from unnest($2::int[], $3::uuid[]) as w (partition, command_id)
-    join throughline.commands c on c.partition = w.partition and c.topic = $1 and c.command_id = w.command_id";
+    cross join lateral (
+        select * from throughline.commands
+        where partition = w.partition and topic = $1 and command_id = w.command_id
+        order by decided_at limit 1) c";
 
 /// What a batch is decided on.
 pub(super) struct Loaded<A: Aggregate> {
