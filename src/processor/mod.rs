@@ -10,6 +10,8 @@ mod append;
 mod batch;
 mod cache;
 mod decide;
+#[cfg(test)]
+mod decide_tests;
 mod intake;
 mod lanes;
 mod load;
