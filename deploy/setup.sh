@@ -31,6 +31,8 @@ IFS=$old_ifs
 [ $postgres_found = yes ] || need postgresql 'PostgreSQL (15 or newer)'
 
 { have cc || have gcc; } || need gcc 'a C compiler'
+# librdkafka's configure asks for one though it compiles none.
+{ have c++ || have g++; } || need g++ 'a C++ compiler'
 have make || need make make
 have pkg-config || need pkg-config pkg-config
 # librdkafka is compiled against both.

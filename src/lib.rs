@@ -38,6 +38,7 @@
 //! 7. Deliberately absent: distributed transactions, an ORM, global state, promises of exactly once
 //!    on the wire.
 
+pub mod api;
 pub mod app;
 pub mod avro;
 pub mod cli;

@@ -118,7 +118,9 @@ async fn two_checkouts_run_side_by_side_and_leave_nothing() {
     let checkouts = [Checkout::new("side by side"), Checkout::at(closed.join("dev"))];
     let started: Vec<Child> = checkouts
         .iter()
-        .map(|checkout| checkout.command(&["up", "--detach"]).stderr(Stdio::piped()).spawn().unwrap())
+        .map(|checkout| {
+            checkout.command(&["up", "--detach"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        })
         .collect();
     for child in started {
         let output = child.wait_with_output().unwrap();

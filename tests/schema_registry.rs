@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde_json::{Value, json};
 use throughline::app::dev::Services;
 use throughline::avro::ids::{check_store, load, register};
-use throughline::avro::{Catalogue, Published, SchemaIdsError, registry_routes};
+use throughline::avro::{
+    Catalogue, ExternalRegistry, ExternalRegistryError, Published, SchemaIdsError, registry_routes,
+};
 use throughline::orders::schemas;
 use throughline::settings::{DatabaseSettings, LoadedSettings};
 use throughline::store::{Database, DatabaseRole, connect, migrate};
@@ -175,5 +177,54 @@ async fn the_registry_answers_as_confluents() {
     assert_eq!(post(format!("/subjects/{subject}"), json!({"schema": "\"int\""})).await.1["error_code"], 40403);
     assert_eq!(post(format!("/subjects/{subject}/versions"), json!({"schema": compact})).await.1["error_code"], 42205);
     server.abort();
+    database.remove().await;
+}
+
+/// A registry that gives each new definition the next id, from `first`, as Confluent's does.
+async fn stand_in(first: i32) -> (String, tokio::task::JoinHandle<()>) {
+    let known = std::sync::Arc::new(std::sync::Mutex::new(Vec::<(String, String)>::new()));
+    let register = async move |axum::extract::Path(subject): axum::extract::Path<String>,
+                               axum::Json(body): axum::Json<Value>| {
+        let entry = (subject, body["schema"].as_str().unwrap().to_owned());
+        let mut known = known.lock().unwrap();
+        let at = known.iter().position(|one| *one == entry).unwrap_or_else(|| {
+            known.push(entry);
+            known.len() - 1
+        });
+        axum::Json(json!({"id": first + at as i32}))
+    };
+    let routes = axum::Router::new().route("/base/subjects/{subject}/versions", axum::routing::post(register));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://user:secret@{}/base", listener.local_addr().unwrap());
+    (address, tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_external_registry_gives_the_ids_and_may_be_away_later() {
+    let database = OwnDatabase::create().await;
+    let client = database.connect().await;
+    let catalogue = schemas::catalogue().unwrap();
+    let (address, server) = stand_in(100).await;
+    let registry = ExternalRegistry::new(&address).unwrap();
+    let ids = registry.register(&client, &catalogue).await.unwrap();
+    assert_eq!(ids.iter().map(|(id, _, _)| id).min(), Some(100));
+    let again = registry.register(&client, &catalogue).await.unwrap();
+    assert_eq!(again.id_of("OrderPlaced", 3), ids.id_of("OrderPlaced", 3));
+
+    // Away: what is known suffices; what is new does not go without it.
+    server.abort();
+    let _ = server.await;
+    let away = registry.register(&client, &catalogue).await.unwrap();
+    assert_eq!(away.id_of("OrderPlaced", 3), ids.id_of("OrderPlaced", 3));
+    let error = registry.register(&client, &changed(false)).await.unwrap_err();
+    assert!(matches!(error, ExternalRegistryError::Unreachable { .. }), "{error}");
+    assert!(!error.to_string().contains("secret"), "{error}");
+
+    // Another registry with other ids would make stored bytes mean something else.
+    let (other, server) = stand_in(500).await;
+    let error = ExternalRegistry::new(&other).unwrap().register(&client, &catalogue).await.unwrap_err();
+    assert!(matches!(error, ExternalRegistryError::OtherIds { .. }), "{error}");
+    server.abort();
+    assert!(matches!(ExternalRegistry::new("kafka:9092"), Err(ExternalRegistryError::Address(_))));
     database.remove().await;
 }

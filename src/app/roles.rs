@@ -9,8 +9,12 @@ use tokio::sync::Notify;
 
 use super::lifecycle::Lifecycle;
 use super::{install, maintenance};
-use crate::settings::Settings;
-use crate::{orders, processor, projection, relay};
+use crate::api::{self, ContextApi, Health};
+use crate::avro;
+use crate::orders::{self, OrdersContext};
+use crate::settings::{HttpSettings, Settings};
+use crate::store::{Database, DatabaseRole};
+use crate::{processor, projection, relay};
 
 /// One loop of the pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +24,17 @@ pub enum Role {
     /// By the projection's name.
     Projection(String),
     Api,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Processor => f.write_str("processor"),
+            Self::Relay => f.write_str("relay"),
+            Self::Projection(name) => write!(f, "projection:{name}"),
+            Self::Api => f.write_str("api"),
+        }
+    }
 }
 
 /// Names of all projections.
@@ -62,13 +77,18 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
     let names = install::orders_topics(&settings);
     let codec = install::orders_codec(&settings).await?;
     let wake = Arc::new(Notify::new());
+    let health = Health::new();
+    start_admin(&settings, &health, lifecycle)?;
     for role in roles {
         let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
+        if *role != Role::Api {
+            // A loop is ready once it runs: what it lacks it waits for, and what it cannot wait for
+            // ends the process. The API tells by itself.
+            health.register(role.to_string(), None).ready();
+        }
         match role {
-            Role::Processor => {
-                let loop_ = processor::run::<orders::OrdersContext>(settings, codec.clone(), wake.clone(), shutdown);
-                lifecycle.spawn("processor", loop_);
-            }
+            Role::Processor => lifecycle
+                .spawn("processor", processor::run::<OrdersContext>(settings, codec.clone(), wake.clone(), shutdown)),
             Role::Relay => {
                 lifecycle.spawn("relay", relay::run(settings.clone(), wake.clone(), shutdown.clone()));
                 lifecycle.spawn("maintenance", maintenance::run(settings, shutdown));
@@ -80,8 +100,30 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                     lifecycle.spawn(format!("projection {name}"), loop_);
                 }
             }
-            Role::Api => {}
+            Role::Api => {
+                let reader = Database::new(&settings.database, &DatabaseRole::Reader)?;
+                let context = ContextApi {
+                    names: names.clone(),
+                    routes: orders::routes::routes(),
+                    refusals: orders::routes::REFUSALS,
+                    others: avro::registry_routes(reader),
+                };
+                lifecycle.spawn("api", api::run(settings, context, health.clone(), shutdown));
+            }
         }
     }
+    Ok(())
+}
+
+/// The admin listener of this process. Several processes of one machine share the default address
+/// by giving way: the first has it, the others take a free port and say which.
+fn start_admin(settings: &Arc<Settings>, health: &Arc<Health>, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    let mut settings = settings.clone();
+    let default = HttpSettings::default().admin_listen;
+    if settings.http.admin_listen == default && std::net::TcpListener::bind(default).is_err() {
+        Arc::make_mut(&mut settings).http.admin_listen.set_port(0);
+    }
+    let metrics = api::install_metrics()?;
+    lifecycle.spawn("admin", api::admin::run(settings, health.clone(), metrics, lifecycle.shutdown()));
     Ok(())
 }

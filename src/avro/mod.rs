@@ -5,6 +5,7 @@
 
 pub mod catalogue;
 pub mod codec;
+pub mod external_registry;
 pub mod ids;
 pub mod limits;
 pub mod lock;
@@ -14,6 +15,7 @@ pub mod upcast;
 
 pub use catalogue::{Catalogue, CatalogueError, CataloguedSchema, Published};
 pub use codec::{Codec, CodecError, WrittenEvent};
+pub use external_registry::{ExternalRegistry, ExternalRegistryError};
 pub use ids::{SchemaIds, SchemaIdsError};
 pub use lock::SchemaProblem;
 pub use registry_routes::registry_routes;

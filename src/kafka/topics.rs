@@ -51,6 +51,11 @@ impl TopicNames {
         format!("{}-processor{}", self.base, ["-priority", "", "-bulk"][lane])
     }
 
+    /// Group that moves overflowed commands to their lanes.
+    pub fn overflow_group(&self) -> String {
+        format!("{}-overflow", self.base)
+    }
+
     /// Group of one projection.
     pub fn projection_group(&self, projection: &str) -> String {
         format!("{}-projection-{projection}", self.base)

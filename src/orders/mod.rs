@@ -11,10 +11,12 @@ pub mod command_json;
 mod command_tests;
 mod context;
 pub mod domain;
+mod event_json;
 #[cfg(test)]
 mod golden;
 pub mod projections;
 mod public_json;
+pub mod routes;
 pub mod schemas;
 mod wire;
 

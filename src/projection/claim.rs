@@ -76,6 +76,13 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         let projector = &self.projector;
         match start {
             Start::Resume => Ok(held),
+            Start::Here => {
+                let seq = self.seq_before(held.partition, held.next_offset, first, end)?;
+                if seq <= held.seq {
+                    return Ok(held);
+                }
+                reset::backward(projector, tx, held, held.next_offset, seq).await
+            }
             Start::Backward { target } => {
                 let seq = self.seq_before(held.partition, target, first, end)?;
                 reset::backward(projector, tx, held, target, seq).await

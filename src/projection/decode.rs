@@ -93,9 +93,12 @@ fn read<E: Send + Sync>(projector: &Projector<E>, record: &Record, last: i64) ->
     }
     if seq > last + 1 {
         return Reading::Hole(format!(
-            "seq {seq} follows {last}: {} event(s) are missing on the topic. They are in throughline.events; publish \
-             them again (`throughline events republish`), or rebuild the projection.",
-            seq - last - 1
+            "seq {seq} follows {last}: {} event(s) are missing on the topic. To take them from the event store: \
+             `throughline projection reset {} --to-offset {}:{}`.",
+            seq - last - 1,
+            projector.name(),
+            record.source.partition,
+            record.offset
         ));
     }
     match recorded(projector, record, seq) {

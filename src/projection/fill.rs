@@ -4,7 +4,7 @@
 //! a filled partition equals what the live projection made of the same events.
 
 use tokio_postgres::types::Type;
-use tokio_postgres::{GenericClient, Transaction};
+use tokio_postgres::{GenericClient, Row, Transaction};
 
 use super::{ProjectionLoopError, Projector, park};
 use crate::engine::{Position, ProjectionError, Recorded};
@@ -108,12 +108,7 @@ async fn read<E: Send + Sync>(
     let limit = projector.settings.projection.rebuild_chunk_events;
     let rows = client
         .query_typed(
-            "select e.seq, e.stream_id, e.version, e.event_id, e.command_id, e.correlation_id, e.causation_id,
-                    e.recorded_at, e.payload
-             from throughline.events e
-             where e.partition = $1 and e.topic = (select id from throughline.topics where name = $2)
-               and e.seq > $3 and e.seq <= least($4, $3 + $5)
-             order by e.seq",
+            &format!("{SELECT} and e.seq > $3 and e.seq <= least($4, $3 + $5) order by e.seq"),
             &[
                 (&partition, Type::INT4),
                 (&projector.topic, Type::TEXT),
@@ -124,20 +119,42 @@ async fn read<E: Send + Sync>(
         )
         .await
         .map_err(StoreError::at("read events of the store"))?;
-    Ok(rows
-        .iter()
-        .map(|row| Recorded {
-            position: Position { partition, seq: row.get(0) },
-            stream_id: row.get(1),
-            version: row.get(2),
-            event_id: row.get(3),
-            command_id: row.get(4),
-            correlation_id: row.get(5),
-            causation_id: row.get(6),
-            recorded_at: row.get(7),
-            event: row.get(8),
-        })
-        .collect())
+    Ok(rows.iter().map(|row| stored(partition, row)).collect())
+}
+
+/// The events at `seqs` that the store holds, in order.
+pub(super) async fn events_at<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    partition: i32,
+    seqs: &[i64],
+) -> Result<Vec<Recorded<E>>, ProjectionLoopError> {
+    let statement = format!("{SELECT} and e.seq = any($3) order by e.seq");
+    let rows = tx
+        .query_typed(&statement, &[(&partition, Type::INT4), (&projector.topic, Type::TEXT), (&seqs, Type::INT8_ARRAY)])
+        .await
+        .map_err(StoreError::at("read events of the store"))?;
+    decode(projector, rows.iter().map(|row| stored(partition, row)).collect())
+}
+
+const SELECT: &str = "
+    select e.seq, e.stream_id, e.version, e.event_id, e.command_id, e.correlation_id, e.causation_id, e.recorded_at,
+           e.payload
+    from throughline.events e
+    where e.partition = $1 and e.topic = (select id from throughline.topics where name = $2)";
+
+fn stored(partition: i32, row: &Row) -> Recorded<Vec<u8>> {
+    Recorded {
+        position: Position { partition, seq: row.get(0) },
+        stream_id: row.get(1),
+        version: row.get(2),
+        event_id: row.get(3),
+        command_id: row.get(4),
+        correlation_id: row.get(5),
+        causation_id: row.get(6),
+        recorded_at: row.get(7),
+        event: row.get(8),
+    }
 }
 
 /// Partitions of the events topic, from the store.

@@ -40,8 +40,8 @@ pub async fn install<E: Send + Sync + 'static>(
             create_tables(&tx, projection, super::LIVE, &role).await?;
             create_indexes(&tx, projection, super::LIVE).await?;
             tx.execute(
-                "insert into throughline.projections (name, version) values ($1, $2)",
-                &[&projection.name(), &projection.version()],
+                "insert into throughline.projections (name, version, relations) values ($1, $2, $3)",
+                &[&projection.name(), &projection.version(), &relations(projection)],
             )
             .await
             .map_err(StoreError::at("register a projection"))?;
@@ -100,6 +100,11 @@ pub(super) async fn create_tables<E: Send + Sync + 'static>(
         sql.push_str(&format!("grant select on {generation}.{view} to throughline_reader, {role};\n"));
     }
     tx.batch_execute(&sql).await.map_err(StoreError::at("create a projection's tables"))
+}
+
+/// Names of the tables and views that a projection makes.
+pub(super) fn relations<E: Send + Sync + 'static>(projection: &dyn Projection<Event = E>) -> Vec<&'static str> {
+    [projection.tables(), projection.views()].concat()
 }
 
 /// The secondary indexes.

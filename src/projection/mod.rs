@@ -18,7 +18,7 @@
 //! |---|---|
 //! | to an earlier offset (`--to-earliest`, `--to-offset`, `--to-datetime`, `--shift-by -n`) | rows cleared, refilled from the event store up to the event before that offset, then Kafka from there: the fold again |
 //! | to a later offset (`--to-latest`, `--shift-by n` …) | rows stay, the events between are skipped, and recorded in `throughline.projection_resets` |
-//! | to where it stands | nothing |
+//! | to where it stands (`--to-current`) | nothing; a partition that stopped at a hole is refilled from the store and goes on |
 //! | `--delete-offsets`, or offsets expired | nothing: the checkpoint holds |
 //!
 //! This room knows no context of ours: events come as a type parameter with their codec.
@@ -27,19 +27,28 @@ mod apply;
 pub mod checkpoint;
 mod claim;
 mod decode;
+pub mod digest;
 mod fill;
 mod handler;
 mod install;
+mod offsets;
 mod park;
 mod peek;
+mod rebuild;
+mod replay;
 mod reset;
 mod run;
 pub mod state;
+mod switch;
 
 use std::sync::Arc;
 
 pub use install::{Installed, install};
+pub use offsets::{PlannedReset, ResetTarget, reset_offsets};
+pub use rebuild::{Progress, RebuildReport, rebuild};
+pub use replay::{ReplayedKey, RowChange, replay};
 pub use run::run;
+pub use switch::{RollbackReport, rollback};
 
 use crate::engine::{EventCodec, Position, Projection};
 use crate::kafka::KafkaError;

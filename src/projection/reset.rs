@@ -20,6 +20,8 @@ pub(super) enum Start {
     Backward { target: i64 },
     /// An operator skipped to `target`: rows stay.
     Forward { target: i64 },
+    /// An operator says "from here": the same, unless the topic has a hole here, which is refilled.
+    Here,
     /// Kafka no longer keeps the records from the checkpoint on; the store still has their events.
     Expired { first: i64 },
 }
@@ -41,7 +43,7 @@ pub(super) fn decide(next_offset: i64, committed: &Committed, (first, end): (i64
             match target.cmp(&next_offset) {
                 std::cmp::Ordering::Less => Start::Backward { target },
                 std::cmp::Ordering::Greater => Start::Forward { target },
-                std::cmp::Ordering::Equal => Start::Resume,
+                std::cmp::Ordering::Equal => Start::Here,
             }
         }
         _ if next_offset < first => Start::Expired { first },
@@ -124,7 +126,7 @@ mod tests {
         assert_eq!(decide(40, &None, kept), Start::Resume, "deleted or expired offsets");
         assert_eq!(decide(40, &Some((10, "e=7".into())), kept), Start::Resume, "Kafka lags behind a crash");
         assert_eq!(decide(40, &Some((90, "e=7".into())), kept), Start::Resume, "the database was restored");
-        assert_eq!(decide(40, &operator(40), kept), Start::Resume);
+        assert_eq!(decide(40, &operator(40), kept), Start::Here);
         assert_eq!(decide(40, &operator(0), kept), Start::Backward { target: 0 });
         assert_eq!(decide(40, &operator(100), kept), Start::Forward { target: 100 });
         assert_eq!(decide(40, &Some((3, "someone's tool".into())), kept), Start::Backward { target: 3 });

@@ -22,9 +22,11 @@ use crate::store::{DatabaseRole, StoreError, connect};
 /// A partition of a destination topic, by the topic's small id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PartitionKey {
+    // First, so that a share holds the same partitions of every topic: load is even, and a
+    // command's events and its result go the same way.
+    pub partition: i32,
     /// `throughline.topics.id`.
     pub topic: i16,
-    pub partition: i32,
 }
 
 /// A partition this process may publish.
@@ -87,7 +89,12 @@ impl Leases {
         let turn = self.duration / 3;
         let mut away = false;
         loop {
-            match tokio::time::timeout(turn, keeper.turn(&settings)).await {
+            let turned = match keeper.connect(&settings).await {
+                // What is left of the lease then is enough for another connection.
+                Ok(()) => tokio::time::timeout(self.duration / 2, keeper.turn()).await,
+                Err(error) => Ok(Err(error)),
+            };
+            match turned {
                 Ok(Ok(())) => {
                     if std::mem::take(&mut away) {
                         tracing::info!("relay leases are kept again");
@@ -99,7 +106,7 @@ impl Leases {
                     if !std::mem::replace(&mut away, true) {
                         let reason = match failed {
                             Ok(Err(error)) => error.to_string(),
-                            _ => format!("no answer within {turn:?}"),
+                            _ => format!("no answer within {:?}", self.duration / 2),
                         };
                         tracing::warn!(reason, "relay leases cannot be renewed; publishing pauses when they run out");
                     }
@@ -142,7 +149,7 @@ const MEMBERS: &str = "
     select owner from throughline.relay_members where expires_at > now() order by owner";
 const LEASES: &str = "
     select l.partition, l.topic, t.name, l.epoch, l.owner <> '' and l.expires_at > now()
-    from throughline.relay_leases l join throughline.topics t on t.id = l.topic order by l.topic, l.partition";
+    from throughline.relay_leases l join throughline.topics t on t.id = l.topic order by l.partition, l.topic";
 const ACQUIRE: &str = "
     with free as (
         select l.partition, l.topic from throughline.relay_leases l
@@ -172,13 +179,17 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// One turn: give back, renew, see who lives, take or offer up to the fair share.
-    async fn turn(&mut self, settings: &Settings) -> Result<(), StoreError> {
+    async fn connect(&mut self, settings: &Settings) -> Result<(), StoreError> {
         if self.connection.is_none() {
             self.connection = Some(prepare(settings).await?);
         }
+        Ok(())
+    }
+
+    /// One turn: give back, renew, see who lives, take or offer up to the fair share.
+    async fn turn(&mut self) -> Result<(), StoreError> {
         self.release_requested().await?;
-        let connection = self.connection.as_ref().expect("connected above");
+        let connection = self.connection.as_ref().expect("connected before a turn");
         let owner = self.leases.owner.as_str();
         let seconds = self.leases.duration.as_secs_f64();
         let (partitions, topics, epochs) = columns(&self.table.held);
@@ -195,15 +206,19 @@ impl Keeper {
         .map_err(StoreError::at("renew the relay's leases"))?;
         let renewed: BTreeSet<PartitionKey> = renewed.iter().map(key).collect();
         let mut held = std::mem::take(&mut self.table.held);
+        let before = held.len();
         held.retain(|key, lease| {
             let kept = renewed.contains(key);
             if !kept {
-                metrics::counter!("throughline_relay_lease_changes_total", "change" => "lost").increment(1);
-                tracing::warn!(topic = %lease.topic, partition = key.partition, epoch = lease.epoch,
-                    "lost a relay lease: another relay took it over");
+                tracing::debug!(topic = %lease.topic, partition = key.partition, epoch = lease.epoch, "lost a lease");
             }
             kept
         });
+        let lost = before - held.len();
+        if lost > 0 {
+            metrics::counter!("throughline_relay_lease_changes_total", "change" => "lost").increment(lost as u64);
+            tracing::warn!(lost, "lost relay leases: another relay took them over while this one did not renew");
+        }
         self.table = LeaseTable { held, renewed_at: Some(sent) };
 
         let members: Vec<String> = members.iter().map(|row| row.get(0)).collect();
@@ -220,7 +235,7 @@ impl Keeper {
     }
 
     async fn acquire(&mut self, rows: &[Row], share: usize) -> Result<(), StoreError> {
-        let connection = self.connection.as_ref().expect("called from a turn, which connects");
+        let connection = self.connection.as_ref().expect("connected before a turn");
         let room = share - self.table.held.len();
         let free: BTreeMap<PartitionKey, (i64, Arc<str>)> = rows
             .iter()
@@ -244,11 +259,13 @@ impl Keeper {
             let key = key(row);
             let topic = free[&key].1.clone();
             let lease = Lease { epoch: row.get(2), published: row.get(3), topic, hand_back: false };
-            metrics::counter!("throughline_relay_lease_changes_total", "change" => "acquired").increment(1);
-            tracing::info!(topic = %lease.topic, partition = key.partition, epoch = lease.epoch,
+            tracing::debug!(topic = %lease.topic, partition = key.partition, epoch = lease.epoch,
                 published = lease.published, "acquired a relay lease");
             self.table.held.insert(key, lease);
         }
+        metrics::counter!("throughline_relay_lease_changes_total", "change" => "acquired")
+            .increment(acquired.len() as u64);
+        tracing::info!(acquired = acquired.len(), held = self.table.held.len(), share, "acquired relay leases");
         crate::crash_point!("relay.after_acquire");
         Ok(())
     }
@@ -301,7 +318,7 @@ impl Keeper {
             return Ok(());
         }
         self.sampled = Some(Instant::now());
-        let connection = self.connection.as_ref().expect("called from a turn, which connects");
+        let connection = self.connection.as_ref().expect("connected before a turn");
         for partition in status::read(&connection.client).await? {
             if partition.owner.as_deref() == Some(self.leases.owner.as_str()) {
                 partition.measure();

@@ -32,6 +32,30 @@ pub struct AdmissionSettings {
     pub wait_ms: u64,
     /// Commands a second of one caller, at most; 0 = no limit.
     pub caller_commands_per_second_max: u32,
+    /// Callers remembered by the rate limit, at most; those beyond share one allowance.
+    pub callers_max: usize,
+    /// Commands that wait in the overflow topic, at most; beyond, `overflow` turns into `reject`.
+    pub overflow_commands_max: u64,
+    /// Commands moved out of the overflow topic at once, at most.
+    pub overflow_batch_max: usize,
+    /// The queue is measured this often, milliseconds.
+    pub sample_ms: u64,
+    /// Longest `Retry-After`, seconds; also the answer while nothing drains.
+    pub retry_after_max_s: u64,
+    /// What the priority lane does otherwise.
+    pub priority: LaneAdmission,
+    /// What the bulk lane does otherwise.
+    pub bulk: LaneAdmission,
+}
+
+/// One lane's departure from the section's `policy` and `queue_commands_max`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LaneAdmission {
+    /// What happens at the lane's limit.
+    pub policy: Option<AdmissionPolicy>,
+    /// Commands accepted on this lane and not yet decided, at most.
+    pub queue_commands_max: Option<u64>,
 }
 
 impl Default for AdmissionSettings {
@@ -42,6 +66,13 @@ impl Default for AdmissionSettings {
             in_flight_bytes_max: 64 * 1024 * 1024,
             wait_ms: 2_000,
             caller_commands_per_second_max: 0,
+            callers_max: 10_000,
+            overflow_commands_max: 10_000_000,
+            overflow_batch_max: 500,
+            sample_ms: 200,
+            retry_after_max_s: 60,
+            priority: LaneAdmission::default(),
+            bulk: LaneAdmission::default(),
         }
     }
 }
@@ -84,6 +115,22 @@ pub struct HttpSettings {
     pub sync_wait_ms: u64,
     /// Wait of a read for its consistency token, milliseconds, at most.
     pub consistency_wait_ms: u64,
+    /// Calls that wait for their outcome at once, at most; those beyond are answered 202.
+    pub sync_waiters_max: usize,
+    /// Shortest wait between two looks for outcomes or checkpoints, milliseconds.
+    pub poll_min_ms: u64,
+    /// Longest wait between two looks, while somebody waits, milliseconds.
+    pub poll_max_ms: u64,
+    /// Wait of the command producer for a batch to fill, milliseconds.
+    pub produce_linger_ms: u32,
+    /// Open event streams, at most.
+    pub event_streams_max: usize,
+    /// An open event stream looks for changes this often, milliseconds.
+    pub event_stream_poll_ms: u64,
+    /// An event stream is ended after this, seconds; clients reconnect and go on.
+    pub event_stream_seconds_max: u64,
+    /// Open requests get this long to finish at shutdown, milliseconds.
+    pub shutdown_wait_ms: u64,
     /// An external Confluent-compatible registry. Environment: `SCHEMA_REGISTRY_URL`. Empty = our own.
     pub schema_registry_url: String,
     pub admission: AdmissionSettings,
@@ -102,6 +149,14 @@ impl Default for HttpSettings {
             request_timeout_ms: 30_000,
             sync_wait_ms: 5_000,
             consistency_wait_ms: 2_000,
+            sync_waiters_max: 10_000,
+            poll_min_ms: 2,
+            poll_max_ms: 20,
+            produce_linger_ms: 1,
+            event_streams_max: 256,
+            event_stream_poll_ms: 250,
+            event_stream_seconds_max: 3_600,
+            shutdown_wait_ms: 10_000,
             schema_registry_url: String::new(),
             admission: AdmissionSettings::default(),
             auth: AuthSettings::default(),

@@ -16,7 +16,7 @@ mod topics;
 
 pub use database::DatabaseSettings;
 pub use dev::{DevRunner, DevSettings};
-pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings};
+pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings, LaneAdmission};
 pub use kafka::KafkaSettings;
 pub use load::{LoadedSettings, SettingsError};
 pub use log::{LogFormat, LogSettings};

@@ -1,7 +1,7 @@
 //! Outcomes of commands, as status queries and the sync path read them. Written by the processor.
 
 use jiff::Timestamp;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::StoreError;
@@ -56,20 +56,22 @@ pub async fn outcomes(client: &Client, ids: &[Uuid]) -> Result<Vec<Outcome>, Sto
         cross join generate_series(0, t.partitions - 1) p
         join throughline.commands c on c.partition = p and c.topic = t.id and c.command_id = any($1)";
     let rows = client.query(statement, &[&ids]).await.map_err(StoreError::at("read outcomes of commands"))?;
-    Ok(rows
-        .iter()
-        .map(|row| Outcome {
-            command_id: row.get(0),
-            stream_id: row.get(1),
-            payload_hash: row.get(2),
-            accepted: row.get(3),
-            code: row.get(4),
-            reason: row.get(5),
-            version: row.get(6),
-            partition: row.get(7),
-            seq: row.get(8),
-            correlation_id: row.get(9),
-            decided_at: row.get(10),
-        })
-        .collect())
+    Ok(rows.iter().map(outcome).collect())
+}
+
+/// The outcome of a row whose columns come in the order of [`Outcome`]'s fields.
+pub fn outcome(row: &Row) -> Outcome {
+    Outcome {
+        command_id: row.get(0),
+        stream_id: row.get(1),
+        payload_hash: row.get(2),
+        accepted: row.get(3),
+        code: row.get(4),
+        reason: row.get(5),
+        version: row.get(6),
+        partition: row.get(7),
+        seq: row.get(8),
+        correlation_id: row.get(9),
+        decided_at: row.get(10),
+    }
 }

@@ -74,12 +74,16 @@ fn fetch(folder: &Path, jars: &Path, bound: Duration, cancel: &CancelFlag) -> Re
     std::fs::write(&pom, POM).map_err(DevError::file("write", &pom))?;
     let log = folder.join("fetch.log");
     let mut command = Command::new(maven);
-    command.current_dir(&work).args(["-B", "-q", "-f"]).arg(&pom).arg("dependency:copy-dependencies");
+    command
+        .current_dir(&work)
+        .args(["-B", "-q", "-Dstyle.color=never", "-f"])
+        .arg(&pom)
+        .arg("dependency:copy-dependencies");
     command.arg("-DincludeScope=runtime").arg(format!("-DoutputDirectory={}", work.join("jars").display()));
     run_to_end(command, "fetching Kafka with Maven", &log, bound, cancel).map_err(|error| match error {
         DevError::Step { step, reason, .. } => DevError::Step {
             step,
-            reason,
+            reason: first_error(&log).unwrap_or(reason),
             next: format!("Maven Central must be reachable once; the whole output is in {}", log.display()),
         },
         other => other,
@@ -87,6 +91,12 @@ fn fetch(folder: &Path, jars: &Path, bound: Duration, cancel: &CancelFlag) -> Re
     std::fs::rename(work.join("jars"), jars).map_err(DevError::file("move into place", jars))?;
     let _ = std::fs::remove_dir_all(&work);
     Ok(())
+}
+
+/// Maven says first what is wrong; its last lines are about itself.
+fn first_error(log: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(log).ok()?;
+    text.lines().find_map(|line| Some(line.split_once("[ERROR] ")?.1.trim().to_owned()))
 }
 
 /// One broker's life in a scratch folder: leaves the template and the archive.

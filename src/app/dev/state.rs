@@ -155,13 +155,18 @@ impl State {
         self.owner.as_ref().is_some_and(Identity::is_alive)
     }
 
-    /// Ends whatever of it still runs: gently, then by force after `bound`.
+    /// Ends whatever of it still runs, its owner first: gently, then by force after `bound`.
     pub(super) fn end(&self, bound: Duration) {
         if let Some(owner) = &self.owner
             && Identity::own().as_ref() != Some(owner)
         {
             owner.end(Signal::SIGTERM, bound);
         }
+        self.end_services(bound);
+    }
+
+    /// As [`State::end`], without the owner: it may live on, having stopped its services.
+    pub(super) fn end_services(&self, bound: Duration) {
         // Together: each is told before either is waited for.
         let leftovers = [(&self.kafka, Signal::SIGTERM), (&self.postgres, Signal::SIGINT)];
         for (identity, gentle) in &leftovers {

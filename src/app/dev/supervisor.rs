@@ -132,7 +132,7 @@ fn find_or_start(settings: DevSettings, report: &Report, cancel: &CancelFlag) ->
         if [&state.kafka, &state.postgres].iter().any(|left| left.as_ref().is_some_and(Identity::is_alive)) {
             report("cleaning up what a killed launcher left running");
         }
-        state.end(stop_bound);
+        state.end_services(stop_bound);
         layout.forget_state();
     }
     Pair::start(settings, layout, report, cancel).map(|pair| Beginning::Started(Box::new(pair)))

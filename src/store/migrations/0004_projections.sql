@@ -2,8 +2,11 @@
 
 alter table throughline.projections add column previous_version int;
 alter table throughline.projections add column switched_at timestamptz;
+alter table throughline.projections add column relations text[] not null default '{}';
+alter table throughline.projections add column previous_relations text[] not null default '{}';
 comment on column throughline.projections.version is 'Shape of the live tables; a program of another version waits for a rebuild';
 comment on column throughline.projections.previous_version is 'Shape of the generation kept for rollback; null if none is kept';
+comment on column throughline.projections.relations is 'Tables and views of the live generation: another version may name others';
 
 -- Every reset of a partition, for audit: a skip forward leaves rows that are not the fold.
 create table throughline.projection_resets (

@@ -1,0 +1,123 @@
+//! The admin listener: `/livez`, `/readyz`, `/startupz`, `/metrics`. Runs in every process, with or
+//! without the API. Asks no dependency anything: the loops tell [`Health`].
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::health::{Check, Health};
+use super::problem::{METHOD_NOT_ALLOWED, NOT_FOUND, Problem};
+use super::server::{ApiError, serve};
+use crate::settings::Settings;
+
+/// Upper bounds of every histogram of seconds.
+const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Histograms are drained this often, so that an unscraped process does not grow.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+struct Admin {
+    health: Arc<Health>,
+    metrics: PrometheusHandle,
+    shutdown: CancellationToken,
+}
+
+static METRICS: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
+
+/// Installs the process's one recorder of metrics; later calls give the same handle. Call before the
+/// loops start: what is counted earlier is lost.
+///
+/// # Errors
+/// Another recorder is installed.
+pub fn install_metrics() -> Result<PrometheusHandle, ApiError> {
+    let install = || {
+        PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+            .and_then(PrometheusBuilder::install_recorder)
+            .map_err(|error| error.to_string())
+    };
+    METRICS.get_or_init(install).clone().map_err(ApiError::Metrics)
+}
+
+/// Serves until cancelled, and a moment longer: `/readyz` says no first, then the loops stop.
+pub async fn run(
+    settings: Arc<Settings>,
+    health: Arc<Health>,
+    metrics: PrometheusHandle,
+    shutdown: CancellationToken,
+) -> Result<(), ApiError> {
+    let listen = settings.http.admin_listen;
+    let authentication = settings.http.auth.api_keys_file.is_some() || settings.http.auth.jwks_file.is_some();
+    if !listen.ip().is_loopback() && !authentication {
+        // Probes cannot authenticate; whoever opens them has shown that they thought of callers.
+        return Err(ApiError::OpenWithoutAuthentication { listen, setting: "http.admin_listen (ADMIN_LISTEN)" });
+    }
+    let upkeep = metrics.clone();
+    let upkeep_stop = shutdown.clone();
+    let upkeep = tokio::spawn(async move {
+        while tokio::time::timeout(UPKEEP_EVERY, upkeep_stop.cancelled()).await.is_err() {
+            upkeep.run_upkeep();
+        }
+    });
+    let admin = Admin { health, metrics, shutdown: shutdown.clone() };
+    let served = serve(router(admin), listen, None, Duration::from_millis(200), shutdown).await;
+    upkeep.abort();
+    served
+}
+
+fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/startupz", get(startupz))
+        .route("/metrics", get(metrics_text))
+        .fallback(async || Problem::new(NOT_FOUND, "the admin port serves /livez, /readyz, /startupz and /metrics"))
+        .method_not_allowed_fallback(async || Problem::new(METHOD_NOT_ALLOWED, "only GET").allow("GET,HEAD"))
+        .with_state(admin)
+}
+
+async fn livez(State(admin): State<Admin>, query: RawQuery) -> Response {
+    answer(&admin.health.liveness(), &query)
+}
+
+async fn readyz(State(admin): State<Admin>, query: RawQuery) -> Response {
+    let mut checks = admin.health.readiness();
+    let stopping = admin.shutdown.is_cancelled();
+    checks.push(Check { name: "shutdown".into(), ok: !stopping, reason: stopping.then(|| "shutting down".into()) });
+    if checks.len() == 1 {
+        checks.push(Check { name: "start".into(), ok: false, reason: Some("nothing has started yet".into()) });
+    }
+    answer(&checks, &query)
+}
+
+/// Started = every component was ready at this moment or is alive at all.
+async fn startupz(State(admin): State<Admin>, query: RawQuery) -> Response {
+    let mut checks = admin.health.liveness();
+    if checks.is_empty() {
+        checks.push(Check { name: "start".into(), ok: false, reason: Some("nothing has started yet".into()) });
+    }
+    answer(&checks, &query)
+}
+
+async fn metrics_text(State(admin): State<Admin>) -> Response {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
+}
+
+fn answer(checks: &[Check], RawQuery(query): &RawQuery) -> Response {
+    let ok = checks.iter().all(|check| check.ok);
+    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let verbose = query.as_deref().is_some_and(|query| query.split('&').any(|name| name.starts_with("verbose")));
+    if verbose {
+        return (status, Json(json!({ "ok": ok, "checks": checks }))).into_response();
+    }
+    (status, if ok { "ok\n" } else { "not ok\n" }).into_response()
+}

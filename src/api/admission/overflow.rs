@@ -1,0 +1,256 @@
+//! Moves overflowed commands to their lanes, in order, as fast as the lanes have room.
+//!
+//! Kafka's committed offset of the overflow group is the truth of what was moved; it follows the
+//! acknowledgements. A crash in between moves some commands again: their ids make that harmless,
+//! and their order is kept, since every mover goes through a partition from the committed offset on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
+
+use super::super::lane::Lane;
+use super::Admission;
+use crate::kafka::topics::TopicNames;
+use crate::kafka::{KafkaError, client};
+use crate::settings::Settings;
+
+/// Header of an overflowed record: the lane it is bound for.
+pub const LANE_HEADER: &str = "lane";
+
+/// The drainer gave up; it is started again by whoever runs it.
+#[derive(Debug, thiserror::Error)]
+pub enum OverflowError {
+    #[error("drain the overflow topic: {0}")]
+    Kafka(#[from] KafkaError),
+    #[error("{failed} overflowed commands were not acknowledged; they stay in overflow and are moved again")]
+    NotAcknowledged { failed: u64 },
+}
+
+const POLL_WAIT: Duration = Duration::from_millis(100);
+
+/// Counts the delivery reports of one batch.
+#[derive(Default)]
+struct Acknowledgements {
+    delivered: AtomicU64,
+    failed: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Counting(Arc<Acknowledgements>);
+
+impl ClientContext for Counting {}
+
+impl ProducerContext for Counting {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let counter = if result.is_ok() { &self.0.delivered } else { &self.0.failed };
+        counter.fetch_add(1, Ordering::Release);
+    }
+}
+
+struct Drainer {
+    admission: Arc<Admission>,
+    lanes: [String; 3],
+    consumer: BaseConsumer,
+    producer: ThreadedProducer<Counting>,
+    acknowledgements: Arc<Acknowledgements>,
+    batch_max: usize,
+    acknowledged_within: Duration,
+    shutdown: CancellationToken,
+}
+
+/// A command read from overflow and not yet moved.
+struct Overflowed {
+    partition: i32,
+    offset: i64,
+    lane: Lane,
+    key: Vec<u8>,
+    value: Vec<u8>,
+    headers: OwnedHeaders,
+}
+
+/// Drains until cancelled. Blocks its thread.
+pub fn drain(
+    settings: &Settings,
+    names: &TopicNames,
+    admission: Arc<Admission>,
+    shutdown: CancellationToken,
+) -> Result<(), OverflowError> {
+    let mut config = client::consumer(&settings.kafka, &names.overflow_group(), "");
+    // A group that never committed starts at the first command there is.
+    config.set("auto.offset.reset", "earliest");
+    let consumer: BaseConsumer = config.create().map_err(|error| KafkaError::Settings(error.to_string()))?;
+    consumer.subscribe(&[&names.overflow()]).map_err(KafkaError::at("subscribe to overflow"))?;
+    let acknowledgements = Arc::new(Acknowledgements::default());
+    let producer = client::producer(&settings.kafka, settings.http.produce_linger_ms)
+        .create_with_context(Counting(acknowledgements.clone()))
+        .map_err(|error| KafkaError::Settings(error.to_string()))?;
+    let mut drainer = Drainer {
+        admission,
+        lanes: names.lanes(),
+        consumer,
+        producer,
+        acknowledgements,
+        batch_max: settings.http.admission.overflow_batch_max.max(1),
+        acknowledged_within: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms) * 3),
+        shutdown,
+    };
+    drainer.run()
+}
+
+impl Drainer {
+    fn run(&mut self) -> Result<(), OverflowError> {
+        while !self.shutdown.is_cancelled() {
+            let batch = self.read()?;
+            if !batch.is_empty() {
+                self.relocate(&batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What overflow holds next, at most a batch.
+    fn read(&self) -> Result<Vec<Overflowed>, OverflowError> {
+        let mut batch = Vec::new();
+        let mut wait = POLL_WAIT;
+        while batch.len() < self.batch_max {
+            match self.consumer.poll(wait) {
+                None => break,
+                Some(Ok(message)) => batch.push(detach(&message)),
+                Some(Err(error @ ClientError::MessageConsumption(_))) => {
+                    tracing::debug!(%error, "reading overflow");
+                    break;
+                }
+                Some(Err(error)) => return Err(KafkaError::at("read overflow")(error).into()),
+            }
+            wait = Duration::ZERO;
+        }
+        Ok(batch)
+    }
+
+    /// Moves a batch, piece by piece, as the lanes get room; commits after each piece.
+    fn relocate(&mut self, batch: &[Overflowed]) -> Result<(), OverflowError> {
+        let mut rest = batch;
+        while let Some(first) = rest.first() {
+            // Runs of one lane keep the order within every partition.
+            let run = rest.iter().take_while(|command| command.lane == first.lane).count();
+            let granted = self.wait_for_room(first.lane, run)?;
+            if granted == 0 {
+                return Ok(());
+            }
+            let (piece, later) = rest.split_at(granted);
+            let moved = self.produce(piece);
+            let delivered = if moved.is_ok() { granted as u64 } else { 0 };
+            self.admission.release_drained(first.lane, granted as u64, delivered);
+            moved?;
+            self.commit(piece)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Room for up to `most` commands; 0 when shutting down. Keeps the group membership meanwhile.
+    fn wait_for_room(&self, lane: Lane, most: usize) -> Result<usize, OverflowError> {
+        let mut paused = false;
+        let granted = loop {
+            let granted = self.admission.reserve_drained(lane, most);
+            if granted > 0 || self.shutdown.is_cancelled() {
+                break granted;
+            }
+            let assigned = self.consumer.assignment().map_err(KafkaError::at("read the assignment"))?;
+            self.consumer.pause(&assigned).map_err(KafkaError::at("pause overflow"))?;
+            paused = true;
+            // Serves rebalances; everything is paused, so that no record can come.
+            if let Some(Ok(message)) = self.consumer.poll(POLL_WAIT) {
+                self.rewind(&message)?;
+            }
+        };
+        if paused {
+            let assigned = self.consumer.assignment().map_err(KafkaError::at("read the assignment"))?;
+            self.consumer.resume(&assigned).map_err(KafkaError::at("resume overflow"))?;
+        }
+        Ok(granted)
+    }
+
+    /// A partition assigned during a pause may hand out a record: it is read again later.
+    fn rewind(&self, message: &BorrowedMessage<'_>) -> Result<(), OverflowError> {
+        let place = (message.topic(), message.partition(), Offset::Offset(message.offset()));
+        self.consumer.seek(place.0, place.1, place.2, POLL_WAIT).map_err(KafkaError::at("rewind overflow"))?;
+        Ok(())
+    }
+
+    fn produce(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
+        self.acknowledgements.delivered.store(0, Ordering::Relaxed);
+        self.acknowledgements.failed.store(0, Ordering::Relaxed);
+        let mut sent = 0;
+        for command in piece {
+            let record = BaseRecord::to(&self.lanes[command.lane.index()])
+                .key(&command.key)
+                .payload(&command.value)
+                .headers(command.headers.clone());
+            if let Err((error, _)) = self.producer.send(record) {
+                tracing::warn!(%error, "an overflowed command could not be queued");
+                break;
+            }
+            sent += 1;
+        }
+        let deadline = Instant::now() + self.acknowledged_within;
+        let delivered = || self.acknowledgements.delivered.load(Ordering::Acquire);
+        let failed = || self.acknowledgements.failed.load(Ordering::Acquire);
+        while delivered() + failed() < sent && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        match piece.len() as u64 - delivered() {
+            0 => Ok(()),
+            failed => Err(OverflowError::NotAcknowledged { failed }),
+        }
+    }
+
+    fn commit(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
+        let mut ends = std::collections::BTreeMap::new();
+        for command in piece {
+            ends.insert(command.partition, command.offset + 1);
+        }
+        let mut list = TopicPartitionList::new();
+        let topic = self.consumer.subscription().map_err(KafkaError::at("read the subscription"))?;
+        let elements = topic.elements();
+        let topic = elements.first().map_or("", |element| element.topic());
+        for (partition, end) in &ends {
+            list.add_partition_offset(topic, *partition, Offset::Offset(*end))
+                .map_err(KafkaError::at("list offsets"))?;
+        }
+        self.consumer.commit(&list, CommitMode::Sync).map_err(KafkaError::at("commit overflow"))?;
+        self.admission.drained(&ends);
+        metrics::counter!("throughline_admission_overflow_drained_total").increment(piece.len() as u64);
+        Ok(())
+    }
+}
+
+fn detach(message: &BorrowedMessage<'_>) -> Overflowed {
+    let mut lane = Lane::Normal;
+    let mut headers = OwnedHeaders::new();
+    for header in message.headers().into_iter().flat_map(Headers::iter) {
+        if header.key == LANE_HEADER {
+            let name = header.value.and_then(|value| std::str::from_utf8(value).ok());
+            lane = name.and_then(Lane::from_name).unwrap_or_default();
+        } else {
+            headers = headers.insert(Header { key: header.key, value: header.value });
+        }
+    }
+    Overflowed {
+        partition: message.partition(),
+        offset: message.offset(),
+        lane,
+        key: message.key().unwrap_or_default().to_vec(),
+        value: message.payload().unwrap_or_default().to_vec(),
+        headers,
+    }
+}

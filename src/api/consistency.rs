@@ -1,0 +1,212 @@
+//! Reads that see a given write: the token of a position, and the wait for a projection to pass it.
+//!
+//! The checkpoint row in PostgreSQL is the authority: it moves in the same transaction as the read
+//! tables' rows, so a read that starts after it has passed a position sees that position's effects.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::problem::{INVALID_CONSISTENCY_TOKEN, Problem};
+use crate::engine::Position;
+use crate::settings::Settings;
+use crate::store::{Database, StoreError};
+
+/// Tokens that one read may carry.
+const TOKENS_MAX: usize = 32;
+
+/// The opaque text of a position; [`decode`] reads it back.
+pub fn encode(position: Position) -> String {
+    let check = checksum(position);
+    format!("{:x}-{:x}-{check:08x}", position.partition, position.seq)
+}
+
+/// The positions of a `Consistency-Token` header: one token, or several separated by commas.
+pub fn decode(header: &str, partitions: i32) -> Result<Vec<Position>, Problem> {
+    let invalid = || Problem::new(INVALID_CONSISTENCY_TOKEN, "Consistency-Token holds what no write has answered");
+    let tokens: Vec<&str> = header.split(',').map(str::trim).collect();
+    if tokens.len() > TOKENS_MAX {
+        return Err(invalid());
+    }
+    tokens.into_iter().map(|token| decode_one(token, partitions).ok_or_else(invalid)).collect()
+}
+
+fn decode_one(token: &str, partitions: i32) -> Option<Position> {
+    let mut parts = token.split('-');
+    let (partition, seq, check) = (parts.next()?, parts.next()?, parts.next()?);
+    let position =
+        Position { partition: i32::from_str_radix(partition, 16).ok()?, seq: i64::from_str_radix(seq, 16).ok()? };
+    let valid = parts.next().is_none()
+        && (0..partitions).contains(&position.partition)
+        && position.seq > 0
+        && u32::from_str_radix(check, 16).ok() == Some(checksum(position))
+        && encode(position) == token;
+    valid.then_some(position)
+}
+
+/// FNV-1a: tells a mangled token, and keeps nobody from making one up, which would gain nothing.
+fn checksum(position: Position) -> u32 {
+    let bytes = position.partition.to_be_bytes().into_iter().chain(position.seq.to_be_bytes());
+    bytes.fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// Where every projection stands: its name to seq by partition.
+type Standing = HashMap<String, HashMap<i32, i64>>;
+
+/// The waiting reads of one server, served by one poller.
+pub struct Checkpoints {
+    waiting: AtomicUsize,
+    arrived: Notify,
+    looks: watch::Sender<Standing>,
+    poll_min: Duration,
+    poll_max: Duration,
+}
+
+struct Present<'a>(&'a Checkpoints);
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Checkpoints {
+    /// Nobody waits yet.
+    pub fn new(settings: &Settings) -> Arc<Self> {
+        Arc::new(Self {
+            waiting: AtomicUsize::new(0),
+            arrived: Notify::new(),
+            looks: watch::Sender::default(),
+            poll_min: Duration::from_millis(settings.http.poll_min_ms.max(1)),
+            poll_max: Duration::from_millis(settings.http.poll_max_ms.max(settings.http.poll_min_ms).max(1)),
+        })
+    }
+
+    /// Waits until `projection` has passed all `positions`; whether it did within `wait`.
+    pub async fn passed(&self, projection: &str, positions: &[Position], wait: Duration) -> bool {
+        // What was looked up before now does not count: an operator may have reset the projection.
+        let mut looks = self.looks.subscribe();
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _present = Present(self);
+        self.arrived.notify_one();
+        let passed = async {
+            while looks.changed().await.is_ok() {
+                let standing = looks.borrow_and_update();
+                let seqs = standing.get(projection);
+                let passed = |position: &Position| {
+                    seqs.and_then(|seqs| seqs.get(&position.partition)).is_some_and(|seq| *seq >= position.seq)
+                };
+                if positions.iter().all(passed) {
+                    return true;
+                }
+            }
+            false
+        };
+        let met = tokio::time::timeout(wait, passed).await.unwrap_or(false);
+        let met_label = if met { "met" } else { "not-met" };
+        metrics::counter!("throughline_http_consistency_waits_total", "result" => met_label).increment(1);
+        met
+    }
+
+    /// Looks while somebody waits, until cancelled.
+    pub async fn run(self: Arc<Self>, database: Database, shutdown: CancellationToken) {
+        let mut pause = self.poll_min;
+        let mut failing = false;
+        while !shutdown.is_cancelled() {
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                pause = self.poll_min;
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = self.arrived.notified() => {}
+                }
+            }
+            match standing(&database).await {
+                Ok(standing) => {
+                    failing = false;
+                    let moved = *self.looks.borrow() != standing;
+                    pause = if moved { self.poll_min } else { self.poll_max.min(pause * 3 / 2) };
+                    self.looks.send_replace(standing);
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!(%error, "checkpoints cannot be read; waiting reads go on waiting");
+                    }
+                    failing = true;
+                    pause = self.poll_max;
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = self.arrived.notified() => pause = self.poll_min,
+            }
+        }
+    }
+}
+
+async fn standing(database: &Database) -> Result<Standing, StoreError> {
+    let client = database.client().await?;
+    let statement = client
+        .prepare_cached("select projection, partition, seq from throughline.checkpoints where generation = 'read'")
+        .await
+        .map_err(StoreError::at("prepare checkpoints"))?;
+    let rows = client.query(&statement, &[]).await.map_err(StoreError::at("read checkpoints"))?;
+    let mut standing = Standing::new();
+    for row in &rows {
+        standing.entry(row.get(0)).or_default().insert(row.get(1), row.get(2));
+    }
+    Ok(standing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P: fn(i32, i64) -> Position = |partition, seq| Position { partition, seq };
+
+    #[test]
+    fn a_token_is_read_back_and_several_may_come_together() {
+        let (one, two) = (P(0, 1), P(5, i64::MAX));
+        assert_eq!(decode(&encode(one), 6).unwrap(), [one]);
+        assert_eq!(decode(&format!("{}, {}", encode(one), encode(two)), 6).unwrap(), [one, two]);
+    }
+
+    #[test]
+    fn what_no_write_has_answered_is_refused() {
+        let good = encode(P(3, 77));
+        let upper = good.to_uppercase();
+        let many = vec![good.as_str(); TOKENS_MAX + 1].join(",");
+        let negative = encode(P(-1, 5));
+        for bad in ["", "x", "3-4d", "3-4d-00000000", &format!("{good}-1"), &format!("+{good}"), &many, &negative] {
+            assert!(decode(bad, 6).is_err(), "{bad}");
+        }
+        assert!(upper == good || decode(&upper, 6).is_err());
+        assert!(decode(&good, 3).is_err(), "a partition that the topic does not have");
+        assert!(decode(&encode(P(0, 0)), 6).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_read_goes_on_once_all_its_positions_are_passed() {
+        let checkpoints = Checkpoints::new(&Settings::default());
+        let look = |seq: i64| {
+            let standing = HashMap::from([("order-list".to_owned(), HashMap::from([(0, seq), (1, 10)]))]);
+            checkpoints.looks.send_replace(standing);
+        };
+        look(5);
+        let positions = [P(0, 5), P(1, 9)];
+        let waits = checkpoints.passed("order-list", &positions, Duration::from_secs(5));
+        let looks = async {
+            tokio::task::yield_now().await;
+            look(4);
+            tokio::task::yield_now().await;
+            look(5);
+        };
+        assert!(futures_util::join!(waits, looks).0);
+        assert!(!checkpoints.passed("order-list", &[P(0, 6)], Duration::ZERO).await);
+        assert_eq!(checkpoints.waiting.load(Ordering::Relaxed), 0);
+    }
+}

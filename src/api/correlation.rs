@@ -1,0 +1,81 @@
+//! One id a request: taken from `X-Correlation-ID` or made, echoed, put on the span and into records.
+//!
+//! Outermost layer of the server; everything within reads the id by [`current`].
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::problem::{INVALID_REQUEST, Problem};
+use crate::kafka::headers::TEXT_HEADER_BYTES_MAX;
+
+/// Request and answer header.
+pub const CORRELATION_HEADER: HeaderName = HeaderName::from_static("x-correlation-id");
+
+tokio::task_local! {
+    static CORRELATION_ID: String;
+}
+
+/// The id of the request at hand; empty outside of one.
+pub fn current() -> String {
+    CORRELATION_ID.try_with(Clone::clone).unwrap_or_default()
+}
+
+/// Layer: fixes the id, measures the request, and echoes the id on whatever is answered.
+pub async fn layer(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
+    let taken = request.headers().get(CORRELATION_HEADER).map(accept);
+    let (id, refused) = match taken {
+        Some(Some(id)) => (id, false),
+        Some(None) => (Uuid::now_v7().to_string(), true),
+        None => (Uuid::now_v7().to_string(), false),
+    };
+    let span = tracing::info_span!("http", %method, route, correlation_id = id);
+    let answer = async {
+        if refused {
+            let detail = format!("X-Correlation-ID must be 1 to {TEXT_HEADER_BYTES_MAX} visible ASCII characters");
+            return Problem::new(INVALID_REQUEST, detail).into_response();
+        }
+        next.run(request).await
+    };
+    let mut response = CORRELATION_ID.scope(id.clone(), answer).instrument(span).await;
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(CORRELATION_HEADER, value);
+    }
+    let labels = [("method", method.to_string()), ("route", route), ("status", response.status().as_u16().to_string())];
+    metrics::counter!("throughline_http_requests_total", &labels).increment(1);
+    metrics::histogram!("throughline_http_request_seconds", &labels[..2]).record(started.elapsed());
+    response
+}
+
+/// The value, if it may travel with every event for ever: short, visible, ASCII.
+fn accept(value: &HeaderValue) -> Option<String> {
+    let text = value.to_str().ok()?;
+    let fits = !text.is_empty() && text.len() <= TEXT_HEADER_BYTES_MAX && text.bytes().all(|b| b.is_ascii_graphic());
+    fits.then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_short_visible_text_is_taken_over() {
+        assert_eq!(accept(&HeaderValue::from_static("abc-1")), Some("abc-1".into()));
+        for refused in ["", "a b", "a\tb"] {
+            assert_eq!(accept(&HeaderValue::from_str(refused).unwrap()), None, "{refused:?}");
+        }
+        assert_eq!(accept(&HeaderValue::from_str(&"x".repeat(257)).unwrap()), None);
+        assert_eq!(accept(&HeaderValue::from_bytes(b"\xff").unwrap()), None);
+    }
+}

@@ -1,0 +1,228 @@
+//! What a command request says around its body: lane, idempotency, expected version, wait, trace.
+
+use std::time::Duration;
+
+use axum::extract::{FromRef, FromRequestParts};
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+use serde::Deserialize;
+use std::sync::Arc;
+use utoipa::IntoParams;
+use uuid::Uuid;
+
+use super::Api;
+use super::auth::Caller;
+use super::extract::{QueryOf, header};
+use super::lane::Lane;
+use super::problem::{INVALID_REQUEST, Problem};
+use crate::engine::ids::id_of_idempotency_key;
+use crate::kafka::headers::TEXT_HEADER_BYTES_MAX;
+
+/// The longest `Idempotency-Key`, bytes.
+const KEY_BYTES_MAX: usize = 255;
+
+/// Query parameters of every command.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CommandQuery {
+    /// The lane that the command travels on.
+    #[serde(default)]
+    #[param(inline)]
+    pub lane: Option<Lane>,
+}
+
+/// Headers of every command, for the document.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+pub struct CommandHeaders {
+    /// Fixes the command's id, and on placing the id of what is placed: a retry with the same key
+    /// and payload has one effect and one answer.
+    #[param(
+        rename = "Idempotency-Key",
+        required = false,
+        min_length = 1,
+        max_length = 255,
+        pattern = r"^[!#-\[\]-~]+$",
+        example = "order-4711"
+    )]
+    pub idempotency_key: Option<String>,
+    /// The version that must stand, as an ETag.
+    #[param(rename = "If-Match", required = false, pattern = r#"^"[0-9]{1,18}"$"#, example = "\"1\"")]
+    pub if_match: Option<String>,
+    /// `wait=N` waits up to N seconds for the outcome.
+    #[param(rename = "Prefer", required = false, pattern = r"^wait=[0-9]{1,3}$", example = "wait=5")]
+    pub prefer: Option<String>,
+    /// Follows the request through every topic and log line; made when absent.
+    #[param(rename = "X-Correlation-ID", required = false, min_length = 1, max_length = 256, pattern = r"^[!-~]+$")]
+    pub correlation_id: Option<String>,
+}
+
+/// The envelope of a command request.
+#[derive(Debug)]
+pub struct Envelope {
+    /// Who sends it.
+    pub caller: Caller,
+    /// The lane.
+    pub lane: Lane,
+    /// The idempotency key, bare.
+    pub key: Option<String>,
+    /// `If-Match`.
+    pub expected_version: Option<i64>,
+    /// `Prefer: wait=N`.
+    pub wait: Option<Duration>,
+    /// W3C trace context, if well formed.
+    pub traceparent: Option<String>,
+    /// What caused the command, in the caller's terms.
+    pub causation_id: Option<String>,
+}
+
+impl Envelope {
+    /// The command id that the key fixes for `stream_id`, else a new one. A key's scope is its
+    /// caller and the stream that it addresses.
+    pub fn command_id(&self, stream_id: Uuid) -> Uuid {
+        match &self.key {
+            Some(key) => id_of_idempotency_key(&self.caller.id, &format!("command/{stream_id}"), key),
+            None => Uuid::now_v7(),
+        }
+    }
+
+    /// The id of a new stream: fixed by the key, else a new one.
+    pub fn new_stream_id(&self) -> Uuid {
+        match &self.key {
+            Some(key) => id_of_idempotency_key(&self.caller.id, "stream", key),
+            None => Uuid::now_v7(),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Envelope
+where
+    Arc<Api>: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let api = Arc::<Api>::from_ref(state);
+        let QueryOf(query) = QueryOf::<CommandQuery>::from_request_parts(parts, state).await?;
+        let caller = parts.extensions.get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Problem::new(super::problem::UNAUTHENTICATED, "nobody was asked"))?;
+        let headers = &parts.headers;
+        Ok(Self {
+            caller,
+            lane: query.lane.unwrap_or_default(),
+            key: idempotency_key(headers)?,
+            expected_version: if_match(headers)?,
+            wait: preferred_wait(headers).map(|wait| wait.min(api.wait_max())),
+            traceparent: headers
+                .get("traceparent")
+                .and_then(|value| value.to_str().ok())
+                .filter(|t| is_trace(t))
+                .map(str::to_owned),
+            causation_id: causation_id(headers)?,
+        })
+    }
+}
+
+/// A quoted string (draft-ietf-httpapi-idempotency-key-header) or a bare one.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(text) = header(headers, "idempotency-key")? else { return Ok(None) };
+    let bare = match text.strip_prefix('"') {
+        Some(rest) => rest.strip_suffix('"').filter(|bare| !bare.is_empty()),
+        None => Some(text),
+    };
+    let fits = |key: &&str| {
+        !key.is_empty()
+            && key.len() <= KEY_BYTES_MAX
+            && key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+    };
+    let detail = || format!("Idempotency-Key must be 1 to {KEY_BYTES_MAX} visible ASCII characters, bare or quoted");
+    bare.filter(fits).map(|key| Some(key.to_owned())).ok_or_else(|| Problem::new(INVALID_REQUEST, detail()))
+}
+
+/// One strong entity tag, whose text is the version.
+fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
+    let Some(text) = header(headers, "if-match")? else { return Ok(None) };
+    let version = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let digits = version.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+    let version = digits.and_then(|text| text.parse().ok());
+    version.map(Some).ok_or_else(|| {
+        Problem::new(INVALID_REQUEST, "If-Match must be one ETag as a read of the order answered it, such as \"3\"")
+    })
+}
+
+/// `wait=N` of RFC 7240; preferences that are not understood are ignored, as it demands.
+fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
+    let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    preferences
+        .flat_map(|value| value.split(','))
+        .filter_map(|preference| preference.split(';').next()?.trim().split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"))
+        .and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse::<u32>().ok())
+        .map(|seconds| Duration::from_secs(u64::from(seconds)))
+}
+
+fn causation_id(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(text) = header(headers, "x-causation-id")? else { return Ok(None) };
+    let fits = !text.is_empty() && text.len() <= TEXT_HEADER_BYTES_MAX && text.bytes().all(|b| b.is_ascii_graphic());
+    if fits {
+        Ok(Some(text.to_owned()))
+    } else {
+        Err(Problem::new(INVALID_REQUEST, "X-Causation-ID must be 1 to 256 visible ASCII characters"))
+    }
+}
+
+/// `version-traceid-parentid-flags`, all lower-case hex. Anything else is as good as absent.
+fn is_trace(text: &str) -> bool {
+    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
+    let hex = text.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    hex && lengths == [2, 32, 16, 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, values: &[&str]) -> HeaderMap {
+        values.iter().map(|value| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn an_idempotency_key_is_quoted_or_bare() {
+        let key = |values: &[&str]| idempotency_key(&headers("idempotency-key", values));
+        assert_eq!(key(&[]).unwrap(), None);
+        assert_eq!(key(&["abc"]).unwrap().as_deref(), Some("abc"));
+        assert_eq!(key(&["\"abc\""]).unwrap().as_deref(), Some("abc"));
+        let long = "x".repeat(256);
+        for bad in [&["\"\""][..], &[""], &["\"abc"], &["a b"], &["a\\b"], &[long.as_str()], &["a", "b"]] {
+            assert_eq!(key(bad).unwrap_err().status().as_u16(), 400, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn if_match_is_a_version() {
+        let version = |value: &str| if_match(&headers("if-match", &[value]));
+        assert_eq!(version("\"3\"").unwrap(), Some(3));
+        for bad in ["3", "*", "W/\"3\"", "\"x\"", "\"-1\"", "\"1\", \"2\"", "\"99999999999999999999\""] {
+            assert!(version(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn prefer_wait_is_found_among_others_and_nonsense_is_ignored() {
+        let wait = |values: &[&str]| preferred_wait(&headers("prefer", values)).map(|wait| wait.as_secs());
+        assert_eq!(wait(&["wait=5"]), Some(5));
+        assert_eq!(wait(&["return=minimal, Wait = 7; foo"]), Some(7));
+        assert_eq!(wait(&["respond-async", "wait=1"]), Some(1));
+        assert_eq!(wait(&["wait=soon"]), None);
+        assert_eq!(wait(&["wait"]), None);
+    }
+
+    #[test]
+    fn only_a_well_formed_trace_context_is_carried_on() {
+        assert!(is_trace("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        for bad in ["", "00-4bf9-00f0-01", "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"] {
+            assert!(!is_trace(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What handlers take out of a request, with every mistake answered as a problem.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use serde::de::DeserializeOwned;
+
+use super::problem::{INVALID_REQUEST, PAYLOAD_TOO_LARGE, Problem, UNSUPPORTED_MEDIA_TYPE};
+
+/// Path parameters.
+pub struct PathOf<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathOf<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(value) = Path::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| Problem::new(INVALID_REQUEST, format!("path: {}", rejection.body_text())))?;
+        Ok(Self(value))
+    }
+}
+
+/// Query parameters. The types refuse unknown ones.
+pub struct QueryOf<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for QueryOf<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Query(value) = Query::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| Problem::new(INVALID_REQUEST, format!("query: {}", rejection.body_text())))?;
+        Ok(Self(value))
+    }
+}
+
+/// A JSON body as it came, bounded by the server's limit.
+pub struct JsonBody(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for JsonBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"));
+        }
+        let bytes = Bytes::from_request(request, state).await.map_err(body_problem)?;
+        Ok(Self(bytes))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn body_problem(rejection: BytesRejection) -> Problem {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        return Problem::new(PAYLOAD_TOO_LARGE, "the body is larger than this server takes");
+    }
+    Problem::new(INVALID_REQUEST, "the body could not be read to its end")
+}
+
+/// The one value of a header as text; a repeated or non-ASCII one is refused.
+pub fn header<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Problem::new(INVALID_REQUEST, format!("header {name} is there more than once")));
+    }
+    let text = value.to_str().map_err(|_| Problem::new(INVALID_REQUEST, format!("header {name} is not ASCII text")))?;
+    Ok(Some(text.trim()))
+}

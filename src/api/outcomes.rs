@@ -1,0 +1,231 @@
+//! Everybody who waits for a command's outcome, served by one poller and one query a look.
+//!
+//! PostgreSQL decides; a waiter learns the outcome at the next look after its commit. Looks are 2 to
+//! 20 ms apart while somebody waits, and there are none while nobody does.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::engine::destination_partition;
+use crate::settings::Settings;
+use crate::store::commands::Outcome;
+use crate::store::{Database, StoreError, commands};
+
+/// The waiters of one server.
+pub struct Outcomes {
+    waiting: Mutex<HashMap<Uuid, Waiters>>,
+    arrived: Notify,
+    waiters_max: usize,
+    partitions: i32,
+    poll_min: Duration,
+    poll_max: Duration,
+}
+
+struct Waiters {
+    partition: i32,
+    answers: Vec<oneshot::Sender<Outcome>>,
+}
+
+/// One waiter; leaves when dropped.
+pub struct Waiter {
+    outcomes: Arc<Outcomes>,
+    command_id: Uuid,
+    answer: oneshot::Receiver<Outcome>,
+}
+
+impl Outcomes {
+    /// No waiters yet.
+    pub fn new(settings: &Settings) -> Arc<Self> {
+        Arc::new(Self {
+            waiting: Mutex::default(),
+            arrived: Notify::new(),
+            waiters_max: settings.http.sync_waiters_max,
+            partitions: settings.topics.event_partitions,
+            poll_min: Duration::from_millis(settings.http.poll_min_ms.max(1)),
+            poll_max: Duration::from_millis(settings.http.poll_max_ms.max(settings.http.poll_min_ms).max(1)),
+        })
+    }
+
+    /// Waits for the outcome of a command; none where as many wait as may.
+    pub fn register(self: &Arc<Self>, command_id: Uuid, stream_id: Uuid) -> Option<Waiter> {
+        let (sender, answer) = oneshot::channel();
+        {
+            let mut waiting = self.lock();
+            if waiting.len() >= self.waiters_max && !waiting.contains_key(&command_id) {
+                return None;
+            }
+            let partition = destination_partition(stream_id, self.partitions);
+            let waiters = waiting.entry(command_id).or_insert(Waiters { partition, answers: Vec::new() });
+            waiters.answers.push(sender);
+        }
+        self.arrived.notify_one();
+        Some(Waiter { outcomes: self.clone(), command_id, answer })
+    }
+
+    /// Serves the waiters until cancelled. `events_topic` is the destination whose outcomes count.
+    pub async fn run(self: Arc<Self>, database: Database, events_topic: String, shutdown: CancellationToken) {
+        let mut pause = self.poll_min;
+        let mut failing = false;
+        loop {
+            let (ids, partitions) = self.asked();
+            metrics::gauge!("throughline_http_sync_waiters").set(ids.len() as f64);
+            if ids.is_empty() {
+                pause = self.poll_min;
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = self.arrived.notified() => continue,
+                }
+            }
+            match decided(&database, &events_topic, &partitions, &ids).await {
+                Ok(found) => {
+                    failing = false;
+                    pause = if found.is_empty() { self.poll_max.min(pause * 3 / 2) } else { self.poll_min };
+                    self.answer(found);
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!(%error, "outcomes cannot be read; waiting calls go on waiting");
+                    }
+                    failing = true;
+                    pause = self.poll_max;
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                // Somebody new may be answered soon: look again at the fast pace.
+                () = self.arrived.notified() => {
+                    pause = self.poll_min;
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    fn asked(&self) -> (Vec<Uuid>, Vec<i32>) {
+        let waiting = self.lock();
+        (waiting.keys().copied().collect(), waiting.values().map(|waiters| waiters.partition).collect())
+    }
+
+    fn answer(&self, found: Vec<Outcome>) {
+        let mut waiting = self.lock();
+        for outcome in found {
+            let Some(waiters) = waiting.remove(&outcome.command_id) else { continue };
+            for answer in waiters.answers {
+                // A waiter that left meanwhile needs no answer.
+                drop(answer.send(outcome.clone()));
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Waiters>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiter {
+    /// The outcome, or none when `wait` runs out.
+    pub async fn wait(mut self, wait: Duration) -> Option<Outcome> {
+        tokio::time::timeout(wait, &mut self.answer).await.ok()?.ok()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.answer.close();
+        let mut waiting = self.outcomes.lock();
+        if let Some(waiters) = waiting.get_mut(&self.command_id) {
+            waiters.answers.retain(|answer| !answer.is_closed());
+            if waiters.answers.is_empty() {
+                waiting.remove(&self.command_id);
+            }
+        }
+    }
+}
+
+/// Outcomes decided lately. Who waits has handed the command over just now, and older outcomes were
+/// looked up before; the bound keeps the look within the newest time partitions.
+async fn decided(
+    database: &Database,
+    events_topic: &str,
+    partitions: &[i32],
+    ids: &[Uuid],
+) -> Result<Vec<Outcome>, StoreError> {
+    let client = database.client().await?;
+    let statement = client
+        .prepare_cached(
+            "select c.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version,
+                    c.partition, c.seq, c.correlation_id, c.decided_at
+             from throughline.topics t
+             cross join unnest($2::int[], $3::uuid[]) asked (partition, command_id)
+             join throughline.commands c
+               on c.partition = asked.partition and c.topic = t.id and c.command_id = asked.command_id
+              and c.decided_at > now() - interval '1 hour'
+             where t.name = $1",
+        )
+        .await
+        .map_err(StoreError::at("prepare outcomes"))?;
+    let rows =
+        client.query(&statement, &[&events_topic, &partitions, &ids]).await.map_err(StoreError::at("read outcomes"))?;
+    Ok(rows.iter().map(commands::outcome).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(command_id: Uuid) -> Outcome {
+        Outcome {
+            command_id,
+            stream_id: Uuid::nil(),
+            payload_hash: Vec::new(),
+            accepted: true,
+            code: None,
+            reason: None,
+            version: Some(1),
+            partition: 0,
+            seq: Some(1),
+            correlation_id: String::new(),
+            decided_at: jiff::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[tokio::test]
+    async fn every_waiter_of_a_command_is_answered_and_forgotten() {
+        let outcomes = Outcomes::new(&Settings::default());
+        let id = Uuid::from_u128(1);
+        let waiters = [(); 2].map(|()| outcomes.register(id, id).unwrap());
+        outcomes.answer(vec![outcome(id), outcome(Uuid::from_u128(2))]);
+        for waiter in waiters {
+            assert_eq!(waiter.wait(Duration::from_secs(1)).await.unwrap().command_id, id);
+        }
+        assert!(outcomes.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_waiter_that_gives_up_leaves() {
+        let outcomes = Outcomes::new(&Settings::default());
+        let id = Uuid::from_u128(1);
+        let stays = outcomes.register(id, id).unwrap();
+        assert!(outcomes.register(id, id).unwrap().wait(Duration::ZERO).await.is_none());
+        assert_eq!(outcomes.lock().len(), 1);
+        drop(stays);
+        assert!(outcomes.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn waiters_are_bounded() {
+        let mut settings = Settings::default();
+        settings.http.sync_waiters_max = 1;
+        let outcomes = Outcomes::new(&settings);
+        let id = Uuid::from_u128(1);
+        let _one = outcomes.register(id, id).unwrap();
+        assert!(outcomes.register(Uuid::from_u128(2), id).is_none());
+        assert!(outcomes.register(id, id).is_some(), "the same command costs no further look");
+    }
+}

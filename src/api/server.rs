@@ -1,0 +1,240 @@
+//! The server: the context's routes with the layers that every request passes, on one listener.
+//!
+//! From outside in: correlation id, panics, time, concurrency, authentication, routes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+
+use super::admission::{Admission, Sampler, drain};
+use super::auth::{self, AuthError, Authenticator};
+use super::consistency::Checkpoints;
+use super::handover::Handover;
+use super::health::{Health, Heartbeat};
+use super::outcomes::Outcomes;
+use super::problem::{INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED, Problem, REQUEST_TIMEOUT};
+use super::rate_limit::RateLimiter;
+use super::{Api, Kind, correlation, openapi};
+use crate::kafka::KafkaError;
+use crate::kafka::topics::TopicNames;
+use crate::settings::{HttpSettings, Settings};
+use crate::store::{Database, DatabaseRole, StoreError};
+
+/// What a bounded context plugs into the server.
+pub struct ContextApi {
+    /// Its topics.
+    pub names: TopicNames,
+    /// Its routes, documented.
+    pub routes: OpenApiRouter<Arc<Api>>,
+    /// Its refusal codes, for the pages of problem types.
+    pub refusals: &'static [Kind],
+    /// Routes with a document of their own, such as the schema registry's.
+    pub others: Router,
+}
+
+/// What ends the server.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Open to others, and nobody would be asked who they are.
+    #[error(
+        "{setting} is {listen}, which others can reach, and no authentication is configured. Set \
+         http.auth.api_keys_file or http.auth.jwks_file, or listen on 127.0.0.1"
+    )]
+    OpenWithoutAuthentication { listen: SocketAddr, setting: &'static str },
+    /// The address is taken, or not ours.
+    #[error("cannot listen on {listen}: {source}. Choose another with HTTP_LISTEN or ADMIN_LISTEN")]
+    Listen { listen: SocketAddr, source: std::io::Error },
+    /// Certificate or key cannot be used.
+    #[error("TLS: {0}. Check http.tls_certificate_file and http.tls_key_file")]
+    Tls(String),
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("metrics: {0}")]
+    Metrics(String),
+}
+
+/// The overflow drainer is started again after this when it gave up.
+const DRAINER_RESTART_WAIT: Duration = Duration::from_secs(1);
+
+/// Serves the API until cancelled; then finishes open requests within the configured time.
+pub async fn run(
+    settings: Arc<Settings>,
+    context: ContextApi,
+    health: Arc<Health>,
+    shutdown: CancellationToken,
+) -> Result<(), ApiError> {
+    let heartbeat = health.register("api", None);
+    let http = &settings.http;
+    let authenticator = Arc::new(Authenticator::new(&http.auth)?);
+    if !http.listen.ip().is_loopback() && !authenticator.is_configured() {
+        let setting = "http.listen (HTTP_LISTEN)";
+        return Err(ApiError::OpenWithoutAuthentication { listen: http.listen, setting });
+    }
+    let tls = tls(http).await?;
+    let ContextApi { names, routes, refusals, others } = context;
+    // The pollers never wait behind reads for a connection.
+    let background = Database::new(&settings.database, &DatabaseRole::Reader)?;
+    let api = Arc::new(api(&settings, names, shutdown.clone())?);
+    let sampler = Sampler::new(&settings, &api.names, api.admission.clone(), background.clone())?;
+    let helpers = CancellationToken::new();
+    let tasks = [
+        tokio::spawn(sampler.run(heartbeat, helpers.clone())),
+        tokio::spawn(api.outcomes.clone().run(background.clone(), api.names.events(), helpers.clone())),
+        tokio::spawn(api.checkpoints.clone().run(background, helpers.clone())),
+        tokio::spawn(keep_draining(api.clone(), health.register("api overflow", None), helpers.clone())),
+    ];
+    let router = router(api.clone(), routes, others, refusals, authenticator);
+    let wait = Duration::from_millis(http.shutdown_wait_ms);
+    let served = serve(router, http.listen, tls, wait, shutdown).await;
+    helpers.cancel();
+    for task in tasks {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a task of the API ended badly");
+        }
+    }
+    served
+}
+
+fn api(settings: &Arc<Settings>, names: TopicNames, shutdown: CancellationToken) -> Result<Api, ApiError> {
+    let http = &settings.http;
+    Ok(Api {
+        handover: Handover::new(settings, &names)?,
+        database: Database::new(&settings.database, &DatabaseRole::Reader)?,
+        admission: Admission::new(settings),
+        outcomes: Outcomes::new(settings),
+        checkpoints: Checkpoints::new(settings),
+        rates: RateLimiter::new(http.admission.caller_commands_per_second_max, http.admission.callers_max),
+        streams: Arc::new(Semaphore::new(http.event_streams_max)),
+        settings: settings.clone(),
+        names,
+        shutdown,
+    })
+}
+
+/// The whole router: the context's routes, the documents, and the layers.
+fn router(
+    api: Arc<Api>,
+    routes: OpenApiRouter<Arc<Api>>,
+    others: Router,
+    refusals: &'static [Kind],
+    authenticator: Arc<Authenticator>,
+) -> Router {
+    let http = api.settings.http.clone();
+    let open = Arc::new(Semaphore::new(http.concurrent_requests_max.min(Semaphore::MAX_PERMITS)));
+    let timeout = Duration::from_millis(http.request_timeout_ms);
+    let (routes, document) = openapi::with_documents(routes, refusals, authenticator.is_configured());
+    routes
+        .with_state(api)
+        .merge(document)
+        .merge(others)
+        .fallback(async || Problem::new(NOT_FOUND, "no route has this path; GET /openapi.json lists them"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(METHOD_NOT_ALLOWED, "the path takes other methods; see the header Allow")
+        })
+        .layer(from_fn_with_state(authenticator, auth::layer))
+        .layer(DefaultBodyLimit::max(http.body_bytes_max))
+        .layer(from_fn_with_state(open, bound_concurrency))
+        .layer(from_fn_with_state(timeout, bound_time))
+        .layer(CatchPanicLayer::custom(|_panic: Box<dyn std::any::Any + Send>| {
+            tracing::error!(correlation_id = correlation::current(), "a request panicked");
+            Problem::new(INTERNAL_ERROR, "the request failed; the log tells why").into_response()
+        }))
+        .layer(from_fn(correlation::layer))
+}
+
+async fn bound_concurrency(State(open): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match open.try_acquire() {
+        Ok(_held) => next.run(request).await,
+        Err(_) => Problem::new(OVERLOADED, "as many requests are open as may").retry_after(1).into_response(),
+    }
+}
+
+async fn bound_time(State(timeout): State<Duration>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(timeout, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let detail = format!("no answer within {} ms", timeout.as_millis());
+            Problem::new(REQUEST_TIMEOUT, detail).retry_after(1).into_response()
+        }
+    }
+}
+
+/// Runs the drainer for as long as the server runs, again after each failure.
+async fn keep_draining(api: Arc<Api>, heartbeat: Heartbeat, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        heartbeat.ready();
+        let (api, stop) = (api.clone(), shutdown.clone());
+        let drained =
+            tokio::task::spawn_blocking(move || drain(&api.settings, &api.names, api.admission.clone(), stop)).await;
+        match drained {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "overflow is not drained at the moment");
+                heartbeat.not_ready(error.to_string());
+            }
+            Err(error) => {
+                tracing::error!(%error, "the overflow drainer ended badly");
+                heartbeat.not_ready(error.to_string());
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(DRAINER_RESTART_WAIT) => {}
+        }
+    }
+}
+
+async fn tls(http: &HttpSettings) -> Result<Option<RustlsConfig>, ApiError> {
+    let (certificate, key) = match (&http.tls_certificate_file, &http.tls_key_file) {
+        (None, None) => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate, key),
+        _ => return Err(ApiError::Tls("certificate and key go together".into())),
+    };
+    // Another provider may be installed already; ours is then not needed.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let config = RustlsConfig::from_pem_file(certificate, key).await;
+    config.map(Some).map_err(|error| ApiError::Tls(error.to_string()))
+}
+
+/// Serves `router` on `listen` until cancelled, then lets open requests finish within `wait`.
+pub(super) async fn serve(
+    router: Router,
+    listen: SocketAddr,
+    tls: Option<RustlsConfig>,
+    wait: Duration,
+    shutdown: CancellationToken,
+) -> Result<(), ApiError> {
+    let error = |source| ApiError::Listen { listen, source };
+    let listener = std::net::TcpListener::bind(listen).map_err(error)?;
+    listener.set_nonblocking(true).map_err(error)?;
+    let bound = listener.local_addr().map_err(error)?;
+    tracing::info!(listen = %bound, tls = tls.is_some(), "listening");
+    let handle = Handle::new();
+    let stopper = handle.clone();
+    let stop = tokio::spawn(async move {
+        shutdown.cancelled().await;
+        stopper.graceful_shutdown(Some(wait));
+    });
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let served = match tls {
+        Some(tls) => axum_server::from_tcp_rustls(listener, tls).map_err(error)?.handle(handle).serve(service).await,
+        None => axum_server::from_tcp(listener).map_err(error)?.handle(handle).serve(service).await,
+    };
+    stop.abort();
+    served.map_err(error)
+}

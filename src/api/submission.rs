@@ -1,0 +1,122 @@
+//! One command from request to answer: rate, idempotency, admission, hand-over, and the wait.
+//!
+//! There is one path: a call that waits for the outcome takes the same way as one that does not,
+//! and then waits. PostgreSQL's outcome row is the answer; nothing here guesses it.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::envelope::Envelope;
+use super::handover::CommandRecord;
+use super::problem::{COMMAND_ID_REUSED, Problem, RATE_LIMITED, VERSION_MISMATCH};
+use super::{Api, correlation};
+use crate::store::StoreError;
+use crate::store::commands::{self, Outcome};
+
+/// A command whose shape was checked.
+#[derive(Debug)]
+pub struct Submission<'a> {
+    pub command_id: Uuid,
+    pub stream_id: Uuid,
+    /// The value of the record. The same command gives the same bytes: they are what is compared
+    /// when an id comes again.
+    pub value: &'a [u8],
+    /// Whether the caller chose the command id, by key or in the body: then it may have been decided.
+    pub repeatable: bool,
+    /// How long to wait for the outcome; none = not at all.
+    pub wait: Option<Duration>,
+}
+
+/// What became of a submission.
+#[derive(Debug)]
+pub enum Submitted {
+    /// Kafka holds it; the outcome is not known yet.
+    Accepted,
+    /// It was decided, and not refused.
+    Decided(Box<Outcome>),
+}
+
+/// Bytes of the payload's SHA-256 that outcomes keep.
+const HASH_BYTES: usize = 16;
+
+impl Api {
+    /// Hands a command over and, where asked, waits for its outcome. A refusal is a problem.
+    pub async fn submit(&self, envelope: &Envelope, submission: Submission<'_>) -> Result<Submitted, Problem> {
+        let Submission { command_id, stream_id, value, .. } = submission;
+        self.rates.take(&envelope.caller.id).map_err(|seconds| {
+            metrics::counter!("throughline_http_rate_limited_total").increment(1);
+            Problem::new(RATE_LIMITED, "this caller sends more commands a second than it may").retry_after(seconds)
+        })?;
+        if submission.repeatable
+            && let Some(outcome) = self.decided(command_id, Some(stream_id)).await?
+        {
+            check_payload(&outcome, value)?;
+            return match submission.wait {
+                // The first try was answered 202, and so is its repetition.
+                None => Ok(Submitted::Accepted),
+                Some(_) => conclude(outcome, envelope),
+            };
+        }
+        let waiter = submission.wait.and_then(|wait| Some((wait, self.outcomes.register(command_id, stream_id)?)));
+        let correlation_id = correlation::current();
+        let permit = self.admission.admit(envelope.lane, stream_id, value.len()).await?;
+        let handed_at = Instant::now();
+        let record = CommandRecord {
+            stream_id,
+            command_id,
+            value,
+            correlation_id: &correlation_id,
+            causation_id: envelope.causation_id.as_deref(),
+            traceparent: envelope.traceparent.as_deref(),
+            principal: envelope.caller.principal.as_deref(),
+        };
+        self.handover.hand_over(permit, record).await?;
+        let Some((wait, waiter)) = waiter else { return Ok(Submitted::Accepted) };
+        let Some(outcome) = waiter.wait(wait.saturating_sub(handed_at.elapsed())).await else {
+            return Ok(Submitted::Accepted);
+        };
+        check_payload(&outcome, value)?;
+        metrics::histogram!("throughline_http_sync_seconds").record(handed_at.elapsed());
+        conclude(outcome, envelope)
+    }
+
+    /// The outcome of a command, if it was decided; that of `stream_id` where one is given.
+    pub async fn decided(&self, command_id: Uuid, stream_id: Option<Uuid>) -> Result<Option<Outcome>, Problem> {
+        let client = self.database.client().await?;
+        let outcomes =
+            commands::outcomes(&client, &[command_id]).await.map_err(|error: StoreError| Problem::from(error))?;
+        // An id is unique within a stream only. Without one named, the earliest decision answers.
+        let of_stream = |outcome: &Outcome| stream_id.is_none_or(|stream_id| outcome.stream_id == stream_id);
+        Ok(outcomes.into_iter().filter(of_stream).min_by_key(|outcome| outcome.decided_at))
+    }
+}
+
+fn check_payload(outcome: &Outcome, value: &[u8]) -> Result<(), Problem> {
+    if outcome.payload_hash.as_slice() == &Sha256::digest(value)[..HASH_BYTES] {
+        return Ok(());
+    }
+    let detail = format!("command {} was decided with another payload", outcome.command_id);
+    Err(Problem::new(COMMAND_ID_REUSED, detail).with_command(outcome.command_id))
+}
+
+fn conclude(outcome: Outcome, envelope: &Envelope) -> Result<Submitted, Problem> {
+    if outcome.accepted {
+        return Ok(Submitted::Decided(Box::new(outcome)));
+    }
+    let code = outcome.code.as_deref().unwrap_or("REFUSED");
+    let reason = outcome.reason.clone().unwrap_or_default();
+    let problem = match code {
+        "VERSION_MISMATCH" if envelope.expected_version.is_some() => Problem::new(VERSION_MISMATCH, reason),
+        "INVALID_COMMAND" => Problem::new(super::problem::INVALID_COMMAND, reason),
+        "COMMAND_ID_REUSED" => Problem::new(COMMAND_ID_REUSED, reason),
+        code => Problem::refusal(code, reason),
+    };
+    let problem = match outcome.version {
+        Some(version) => problem.with_header(axum::http::header::ETAG, &format!("\"{version}\"")),
+        None => problem,
+    };
+    Err(problem.with_command(outcome.command_id))
+}

@@ -1,0 +1,331 @@
+//! Rebuild: a new generation beside the live one, from the event store, switched in one transaction.
+//!
+//! Phases: discard leftovers -> tables -> fill in parallel up to where the live generation stands ->
+//! indexes -> catch up -> hand over. In the last, the live checkpoints are held: the new generation
+//! is brought to exactly the same (partition, seq), digests are compared, schemas and checkpoints
+//! move. Killed anywhere before that commits, nothing has happened: the next run discards what is left.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use tokio_postgres::{Client, Transaction};
+
+use super::checkpoint::{self, Checkpoint};
+use super::switch::{self, Generations};
+use super::{LIVE, NEXT, PREVIOUS, ProjectionLoopError, Projector, digest, fill, install};
+use crate::store::StoreError;
+
+/// How far a rebuild is; read it from another task.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Events to apply, as known so far.
+    pub total: AtomicU64,
+    /// Events applied.
+    pub done: AtomicU64,
+}
+
+/// What a rebuild did, or with `dry_run` would do.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct RebuildReport {
+    /// Events applied; with `dry_run`, to be applied.
+    pub events: u64,
+    /// Seconds until everything was switched.
+    pub seconds: f64,
+    /// Seconds of it that filled tables and made indexes.
+    pub fill_seconds: f64,
+    /// Version of the generation that was live; none when there was none.
+    pub from_version: Option<i32>,
+    pub to_version: i32,
+    /// Whether the generations were comparable: same version, both there.
+    pub compared: bool,
+    /// Where the old live generation differed from the rebuilt one.
+    pub differences: Vec<String>,
+}
+
+/// Passes that catch up before the hand-over, at most; what is left then is applied in it.
+const CATCH_UP_PASSES: usize = 20;
+
+/// Rebuilds the tables of a projection and switches to them. Reads go on throughout.
+pub async fn rebuild<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    progress: &Progress,
+    dry_run: bool,
+) -> Result<RebuildReport, ProjectionLoopError> {
+    let started = Instant::now();
+    let mut owner = switch::exclusive(projector).await?;
+    let partitions = fill::partitions(projector, &owner).await?;
+    let live = checkpoint::load(&owner, projector.name(), LIVE).await?;
+    progress.total.store(live.iter().map(|row| row.seq.unsigned_abs()).sum(), Ordering::Relaxed);
+    if dry_run {
+        return describe(projector, &mut owner, progress).await;
+    }
+    let epoch = prepare(projector, &mut owner, partitions).await?;
+    fill_all(projector, &owner, epoch, progress).await?;
+    make_indexes(projector, &mut owner).await?;
+    for _ in 0..CATCH_UP_PASSES {
+        if fill_all(projector, &owner, epoch, progress).await? < projector.settings.projection.rebuild_chunk_events {
+            break;
+        }
+    }
+    let fill_seconds = started.elapsed().as_secs_f64();
+    let mut tries = 0;
+    let mut report = loop {
+        match hand_over(projector, &mut owner, partitions, progress).await {
+            Err(error) if switch::try_again(&error, &mut tries).await => {}
+            outcome => break outcome?,
+        }
+    };
+    report.events = progress.done.load(Ordering::Relaxed);
+    report.fill_seconds = fill_seconds;
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+async fn describe<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    owner: &mut Client,
+    progress: &Progress,
+) -> Result<RebuildReport, ProjectionLoopError> {
+    let tx = owner.transaction().await.map_err(StoreError::at("begin a dry run"))?;
+    let generations = Generations::load(&tx, projector.name()).await?;
+    Ok(RebuildReport {
+        events: progress.total.load(Ordering::Relaxed),
+        seconds: 0.0,
+        fill_seconds: 0.0,
+        from_version: generations.map(|found| found.version),
+        to_version: projector.projection.version(),
+        compared: false,
+        differences: Vec::new(),
+    })
+}
+
+fn owned(relations: &[&str]) -> Vec<String> {
+    relations.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// Discards leftovers, makes empty tables and their checkpoints. Returns the epoch of this run: a
+/// worker of a run that was given up cannot write under it.
+async fn prepare<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    owner: &mut Client,
+    partitions: i32,
+) -> Result<i64, ProjectionLoopError> {
+    let name = projector.name();
+    install::install(owner, projector.projection.as_ref()).await?;
+    let tx = owner.transaction().await.map_err(StoreError::at("begin a rebuild"))?;
+    let relations = owned(&install::relations(projector.projection.as_ref()));
+    switch::discard(&tx, &relations, NEXT).await?;
+    let role = projector.role().name().unwrap_or_default();
+    install::create_tables(&tx, projector.projection.as_ref(), NEXT, &role).await?;
+    tx.execute("delete from throughline.checkpoints where projection = $1 and generation = 'read_next'", &[&name])
+        .await
+        .map_err(StoreError::at("discard checkpoints of an unfinished rebuild"))?;
+    let epoch = jiff::Timestamp::now().as_microsecond();
+    tx.execute(
+        "insert into throughline.checkpoints (partition, projection, generation, epoch)
+         select p, $1, 'read_next', $3 from generate_series(0, $2 - 1) p",
+        &[&name, &partitions, &epoch],
+    )
+    .await
+    .map_err(StoreError::at("create checkpoints of a rebuild"))?;
+    tx.commit().await.map_err(StoreError::at("commit the start of a rebuild"))?;
+    Ok(epoch)
+}
+
+async fn make_indexes<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    owner: &mut Client,
+) -> Result<(), ProjectionLoopError> {
+    let tx = owner.transaction().await.map_err(StoreError::at("begin the indexes of a rebuild"))?;
+    install::create_indexes(&tx, projector.projection.as_ref(), NEXT).await?;
+    let analyze: String =
+        projector.projection.tables().iter().map(|table| format!("analyze {NEXT}.{table};")).collect();
+    tx.batch_execute(&analyze).await.map_err(StoreError::at("analyze rebuilt tables"))?;
+    tx.commit().await.map_err(StoreError::at("commit the indexes of a rebuild"))?;
+    Ok(())
+}
+
+/// Brings every partition of the new generation to where the live one stands now, some at a time.
+/// Returns how many events that took.
+async fn fill_all<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    owner: &Client,
+    epoch: i64,
+    progress: &Progress,
+) -> Result<i64, ProjectionLoopError> {
+    let live = checkpoint::load(owner, projector.name(), LIVE).await?;
+    progress.total.store(live.iter().map(|row| row.seq.unsigned_abs()).sum(), Ordering::Relaxed);
+    let next = checkpoint::load(owner, projector.name(), NEXT).await?;
+    let mut spans: VecDeque<(i32, i64, i64)> = VecDeque::new();
+    for row in &next {
+        let upto = live.iter().find(|live| live.partition == row.partition).map_or(0, |live| live.seq);
+        if upto > row.seq {
+            spans.push_back((row.partition, row.seq, upto));
+        }
+    }
+    let events = spans.iter().map(|(_, after, upto)| upto - after).sum();
+    let workers = projector.settings.projection.rebuild_workers.clamp(1, spans.len().max(1));
+    let queue = Mutex::new(spans);
+    let work = (0..workers).map(|_| fill_worker(projector, &queue, epoch, progress));
+    futures_util::future::try_join_all(work).await?;
+    Ok(events)
+}
+
+async fn fill_worker<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    queue: &Mutex<VecDeque<(i32, i64, i64)>>,
+    epoch: i64,
+    progress: &Progress,
+) -> Result<(), ProjectionLoopError> {
+    let take = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
+    let mut client = None;
+    while let Some((partition, mut reached, upto)) = take() {
+        let client = match &mut client {
+            Some(client) => client,
+            empty => empty.insert(projector.connect(NEXT).await?),
+        };
+        while reached < upto {
+            let (last, applied) = fill_span(projector, client, epoch, (partition, reached, upto)).await?;
+            reached = last;
+            progress.done.fetch_add(applied as u64, Ordering::Relaxed);
+            crate::crash_point!("projection.rebuild.after_chunk");
+        }
+    }
+    Ok(())
+}
+
+/// One chunk and its checkpoint, in one transaction.
+async fn fill_span<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    client: &mut Client,
+    epoch: i64,
+    (partition, reached, upto): (i32, i64, i64),
+) -> Result<(i64, usize), ProjectionLoopError> {
+    let tx = client.transaction().await.map_err(StoreError::at("begin a chunk of a rebuild"))?;
+    let (last, applied) = fill::fill_chunk(projector, &tx, partition, reached, upto).await?;
+    let moved = tx
+        .execute(
+            "update throughline.checkpoints set seq = $5, updated_at = now()
+             where projection = $1 and generation = 'read_next' and partition = $2 and epoch = $3 and seq = $4",
+            &[&projector.name(), &partition, &epoch, &reached, &last],
+        )
+        .await
+        .map_err(StoreError::at("move a checkpoint of a rebuild"))?;
+    if moved == 0 {
+        return Err(ProjectionLoopError::refused(projector.name(), "another rebuild took over; this one stops"));
+    }
+    tx.commit().await.map_err(StoreError::at("commit a chunk of a rebuild"))?;
+    Ok((last, applied))
+}
+
+/// The last events, the comparison and the switch, in one transaction.
+async fn hand_over<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    owner: &mut Client,
+    partitions: i32,
+    progress: &Progress,
+) -> Result<RebuildReport, ProjectionLoopError> {
+    let name = projector.name();
+    let tx = owner.transaction().await.map_err(StoreError::at("begin the hand-over"))?;
+    // From here on the live projector waits at its compare-and-set.
+    let live = checkpoint::lock(&tx, name, LIVE).await?;
+    let next = checkpoint::lock(&tx, name, NEXT).await?;
+    let generations = Generations::load(&tx, name).await?;
+    tx.batch_execute(&format!("set local search_path = {NEXT}, pg_catalog"))
+        .await
+        .map_err(StoreError::at("choose the new generation"))?;
+    let applied = catch_up_exactly(projector, &tx, &live, &next).await?;
+    let version = projector.projection.version();
+    let live_version = generations.as_ref().map(|found| found.version);
+    let compared = live_version == Some(version);
+    let mut differences = Vec::new();
+    if compared {
+        let tables = projector.projection.tables();
+        differences =
+            digest::differences(&digest::digests(&tx, tables, LIVE).await?, &digest::digests(&tx, tables, NEXT).await?);
+    }
+    switch::limit_lock_wait(&tx).await?;
+    crate::crash_point!("projection.rebuild.before_switch");
+    let relations = owned(&install::relations(projector.projection.as_ref()));
+    if let Some(found) = &generations {
+        switch::discard(&tx, &found.previous_relations, PREVIOUS).await?;
+        switch::relocate(&tx, &found.relations, LIVE, PREVIOUS).await?;
+    }
+    switch::relocate(&tx, &relations, NEXT, LIVE).await?;
+    move_checkpoints(&tx, name, &live, partitions).await?;
+    tx.execute(
+        "update throughline.projections
+         set previous_version = version, previous_relations = relations, version = $2, relations = $3,
+             switched_at = now(), updated_at = now() where name = $1",
+        &[&name, &version, &relations],
+    )
+    .await
+    .map_err(StoreError::at("record a switch"))?;
+    tx.commit().await.map_err(StoreError::at("commit the switch"))?;
+    crate::crash_point!("projection.rebuild.after_switch");
+    progress.done.fetch_add(applied, Ordering::Relaxed);
+    let none = RebuildReport {
+        events: 0,
+        seconds: 0.0,
+        fill_seconds: 0.0,
+        from_version: live_version,
+        to_version: version,
+        compared,
+        differences,
+    };
+    Ok(none)
+}
+
+async fn catch_up_exactly<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    live: &[Checkpoint],
+    next: &[Checkpoint],
+) -> Result<u64, ProjectionLoopError> {
+    let mut applied = 0;
+    for row in next {
+        let seq = live.iter().find(|live| live.partition == row.partition).map_or(0, |live| live.seq);
+        if row.seq > seq {
+            return Err(ProjectionLoopError::refused(
+                projector.name(),
+                format!("partition {} was reset during the rebuild; run it again", row.partition),
+            ));
+        }
+        fill::fill(projector, tx, row.partition, row.seq, seq).await?;
+        applied += (seq - row.seq).unsigned_abs();
+    }
+    Ok(applied)
+}
+
+/// The new generation takes the live checkpoints over as they are, under a new epoch.
+async fn move_checkpoints(
+    tx: &Transaction<'_>,
+    name: &str,
+    live: &[Checkpoint],
+    partitions: i32,
+) -> Result<(), StoreError> {
+    let error = || StoreError::at("move checkpoints with their generation");
+    tx.execute("delete from throughline.checkpoints where projection = $1 and generation <> 'read'", &[&name])
+        .await
+        .map_err(error())?;
+    tx.execute(
+        "update throughline.checkpoints set generation = 'read_previous' where projection = $1 and generation = 'read'",
+        &[&name],
+    )
+    .await
+    .map_err(error())?;
+    let epoch = live.iter().map(|row| row.epoch).max().unwrap_or_default() + 1;
+    tx.execute(
+        "insert into throughline.checkpoints (partition, projection, generation, next_offset, seq, epoch, last_event_at)
+         select p, $1, 'read', coalesce(c.next_offset, 0), coalesce(c.seq, 0), $3, c.last_event_at
+         from generate_series(0, $2 - 1) p
+         left join throughline.checkpoints c
+              on c.partition = p and c.projection = $1 and c.generation = 'read_previous'",
+        &[&name, &partitions, &epoch],
+    )
+    .await
+    .map_err(error())?;
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Projections with a fault of one's choosing, around a real one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use throughline::engine::{Projection, ProjectionError, Recorded};
+use throughline::orders::domain::OrderEvent;
+use tokio_postgres::Transaction;
+use uuid::Uuid;
+
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    Refuse,
+    Panic,
+    /// Waits for a minute without using the database.
+    Wait,
+    /// Holds its thread for this long.
+    Block(Duration),
+    Constraint,
+}
+
+/// Fails on every event of one stream, from a version on, while `broken`.
+pub struct Faulty {
+    pub inner: Arc<dyn Projection<Event = OrderEvent>>,
+    pub stream: Uuid,
+    pub from_version: i64,
+    pub fault: Fault,
+    pub broken: Arc<AtomicBool>,
+    pub version: i32,
+}
+
+impl Projection for Faulty {
+    type Event = OrderEvent;
+
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn version(&self) -> i32 {
+        self.version
+    }
+
+    fn ddl(&self) -> &'static str {
+        self.inner.ddl()
+    }
+
+    fn indexes(&self) -> &'static [&'static str] {
+        self.inner.indexes()
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        self.inner.tables()
+    }
+
+    fn views(&self) -> &'static [&'static str] {
+        self.inner.views()
+    }
+
+    fn apply<'a>(
+        &'a self,
+        tx: &'a Transaction<'a>,
+        batch: &'a [Recorded<OrderEvent>],
+    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+        Box::pin(async move {
+            let hit = batch.iter().any(|e| e.stream_id == self.stream && e.version >= self.from_version);
+            if hit && self.broken.load(Ordering::Acquire) {
+                match self.fault {
+                    Fault::Refuse => return Err(ProjectionError::Event("no such thing".into())),
+                    Fault::Panic => panic!("a bug"),
+                    Fault::Wait => tokio::time::sleep(Duration::from_secs(60)).await,
+                    Fault::Block(time) => std::thread::sleep(time),
+                    Fault::Constraint => {
+                        tx.batch_execute("insert into order_list (order_id) values (null)").await?;
+                    }
+                }
+            }
+            self.inner.apply(tx, batch).await
+        })
+    }
+}

@@ -1,0 +1,185 @@
+//! Rebuilds beside the live tables: equal, killable, refusable, reversible.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use throughline::projection::{Progress, ProjectionLoopError, Projector, rebuild, rollback};
+use uuid::Uuid;
+
+use super::bed::{Bed, PARTITIONS, expired};
+use super::faulty::{Fault, Faulty};
+use super::fold::assert_folded;
+use super::scenario::lives;
+
+const ALL: [&str; 5] = ["order-list", "order-details", "customer-summary", "daily-sales", "order-history"];
+
+async fn settled(bed: &mut Bed, name: &str, seed: u64, orders: usize) {
+    bed.emit(&lives(seed, orders)).await;
+    let running = bed.start(name);
+    bed.caught_up(name).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuilt_generation_equals_the_live_one_and_can_be_rolled_back() {
+    let mut bed = Bed::with(|settings| settings.projection.rebuild_chunk_events = 50).await;
+    bed.emit(&lives(41, 120)).await;
+    let running: Vec<_> = ALL.iter().map(|name| bed.start(name)).collect();
+    for name in ALL {
+        bed.caught_up(name).await;
+        let report = rebuild(&bed.projector(name), &Progress::default(), false).await.expect("rebuilds");
+        assert!(report.compared, "{name}");
+        assert_eq!(report.differences, Vec::<String>::new(), "{name}");
+        assert_eq!(report.events, bed.log.len() as u64, "{name}");
+        assert_folded(&bed, name).await;
+    }
+    // The running projectors noticed and go on with the new generation.
+    bed.emit(&lives(42, 60)).await;
+    for name in ALL {
+        bed.caught_up(name).await;
+        assert_folded(&bed, name).await;
+        // Back: the previous generation catches up from Kafka.
+        let report = rollback(&bed.projector(name), false).await.expect("rolls back");
+        assert!(report.behind > 0, "{name}: {report:?}");
+        bed.caught_up(name).await;
+        assert_folded(&bed, name).await;
+    }
+    for one in running {
+        one.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_load_reads_never_stop() {
+    let mut bed = Bed::with(|settings| settings.projection.rebuild_chunk_events = 200).await;
+    let name = "order-list";
+    bed.emit(&lives(43, 400)).await;
+    let running = bed.start(name);
+    bed.caught_up(name).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let reads = Arc::new(AtomicU64::new(0));
+    let reader = {
+        let (stop, reads, database) = (stop.clone(), reads.clone(), bed.settings.database.clone());
+        tokio::spawn(async move {
+            let role = throughline::store::DatabaseRole::Reader;
+            let client = throughline::store::connect::connect(&database, &role).await.expect("connects");
+            while !stop.load(Ordering::Acquire) {
+                let count: i64 =
+                    client.query_one("select count(*) from read.order_list", &[]).await.expect("reads").get(0);
+                assert!(count >= 400, "{count} orders: a reader saw half a table");
+                reads.fetch_add(1, Ordering::Release);
+            }
+        })
+    };
+    for round in 0..3 {
+        let projector = bed.projector(name);
+        let rebuilding = tokio::spawn(async move { rebuild(&projector, &Progress::default(), false).await });
+        bed.emit(&lives(300 + round, 100)).await;
+        let report = rebuilding.await.expect("no panic").expect("rebuilds");
+        assert_eq!(report.differences, Vec::<String>::new());
+    }
+    bed.caught_up(name).await;
+    stop.store(true, Ordering::Release);
+    reader.await.expect("every read was answered");
+    assert!(reads.load(Ordering::Acquire) > 10);
+    running.stop().await;
+    assert_folded(&bed, name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_midway_it_leaves_nothing_behind_and_runs_again() {
+    let mut bed = Bed::with(|settings| settings.projection.rebuild_chunk_events = 10).await;
+    let name = "daily-sales";
+    settled(&mut bed, name, 44, 200).await;
+    for stop_at in [1, 100, 300] {
+        let (projector, progress) = (bed.projector(name), Arc::new(Progress::default()));
+        let seen = progress.clone();
+        let task = tokio::spawn(async move { rebuild(&projector, &seen, false).await.map(|_| ()) });
+        let since = std::time::Instant::now();
+        while progress.done.load(Ordering::Acquire) < stop_at {
+            expired(since, "the rebuild to start");
+            tokio::task::yield_now().await;
+        }
+        task.abort();
+        assert!(task.await.expect_err("aborted").is_cancelled());
+        assert_folded(&bed, name).await;
+        bed.until("select count(*) = 0 from pg_locks where locktype = 'advisory'").await;
+    }
+    let report = rebuild(&bed.projector(name), &Progress::default(), false).await.expect("rebuilds");
+    assert_eq!(report.differences, Vec::<String>::new());
+    assert_folded(&bed, name).await;
+    assert_eq!(bed.number("select count(*) from throughline.checkpoints where generation = 'read_next'").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_reports_and_mends_what_differs_and_refuses_to_run_twice() {
+    let mut bed = Bed::new().await;
+    let name = "order-list";
+    settled(&mut bed, name, 45, 60).await;
+    bed.owner.execute("update read.order_list set paid = paid + 1 where partition = 1", &[]).await.expect("spoils");
+    let projector = bed.projector(name);
+    let dry = rebuild(&projector, &Progress::default(), true).await.expect("a dry run");
+    assert_eq!((dry.events, dry.compared), (bed.log.len() as u64, false));
+    let progress = Progress::default();
+    let (first, second) = tokio::join!(rebuild(&projector, &progress, false), rebuild(&projector, &progress, false));
+    let refused =
+        |outcome: &Result<_, ProjectionLoopError>| matches!(outcome, Err(ProjectionLoopError::Refused { .. }));
+    assert!(refused(&first) != refused(&second), "one runs, one is refused");
+    let report = first.or(second).expect("one of them");
+    assert_eq!(report.differences.len(), 1, "{:?}", report.differences);
+    assert!(report.differences[0].starts_with("order_list partition 1:"), "{:?}", report.differences);
+    assert_folded(&bed, name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_version_waits_for_its_rebuild() {
+    let mut bed = Bed::new().await;
+    let name = "order-list";
+    settled(&mut bed, name, 46, 40).await;
+    let next = Arc::new(Faulty {
+        inner: bed.projection(name),
+        stream: Uuid::nil(),
+        from_version: 1,
+        fault: Fault::Refuse,
+        broken: Arc::new(AtomicBool::new(false)),
+        version: 2,
+    });
+    let running = bed.start_with(next.clone(), bed.settings.clone());
+    bed.emit(&lives(47, 20)).await;
+    let projector = Projector::new(bed.settings.clone(), &bed.names, next, bed.codec.clone());
+    let status = throughline::projection::state::status(&bed.owner, &projector).await.expect("a status");
+    assert_eq!((status.state, status.version), ("waits for rebuild", Some(1)));
+    assert!(status.lag_events > 0);
+    let report = rebuild(&projector, &Progress::default(), false).await.expect("rebuilds");
+    assert_eq!((report.from_version, report.to_version, report.compared), (Some(1), 2, false));
+    bed.caught_up(name).await;
+    running.stop().await;
+    assert_folded(&bed, name).await;
+    // The old program may be rolled back to, too.
+    rollback(&bed.projector(name), false).await.expect("rolls back");
+    let running = bed.start(name);
+    bed.caught_up(name).await;
+    running.stop().await;
+    assert_folded(&bed, name).await;
+    assert_eq!(
+        bed.number("select count(*) from throughline.checkpoints where generation = 'read'").await,
+        i64::from(PARTITIONS)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_projection_leaves_its_group() {
+    let mut bed = Bed::new().await;
+    let name = "order-list";
+    let running = bed.start(name);
+    bed.emit(&lives(48, 20)).await;
+    bed.caught_up(name).await;
+    assert!(throughline::projection::state::set_paused(&bed.owner, name, true).await.expect("pauses"));
+    // Only an empty group takes this commit.
+    bed.reset(name, &[(0, 0)]).await;
+    bed.emit(&lives(49, 20)).await;
+    throughline::projection::state::set_paused(&bed.owner, name, false).await.expect("resumes");
+    bed.caught_up(name).await;
+    running.stop().await;
+    assert_folded(&bed, name).await;
+}
