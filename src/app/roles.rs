@@ -9,9 +9,11 @@ use tokio::sync::Notify;
 
 use super::lifecycle::Lifecycle;
 use super::{install, maintenance};
-use crate::api::{self, Health};
+use crate::api::{self, ContextApi, Health};
+use crate::avro;
 use crate::orders::{self, OrdersContext};
 use crate::settings::{HttpSettings, Settings};
+use crate::store::{Database, DatabaseRole};
 use crate::{processor, projection, relay};
 
 /// One loop of the pipeline.
@@ -22,6 +24,17 @@ pub enum Role {
     /// By the projection's name.
     Projection(String),
     Api,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Processor => f.write_str("processor"),
+            Self::Relay => f.write_str("relay"),
+            Self::Projection(name) => write!(f, "projection:{name}"),
+            Self::Api => f.write_str("api"),
+        }
+    }
 }
 
 /// Names of all projections.
@@ -68,6 +81,11 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
     start_admin(&settings, &health, lifecycle)?;
     for role in roles {
         let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
+        if *role != Role::Api {
+            // A loop is ready once it runs: what it lacks it waits for, and what it cannot wait for
+            // ends the process. The API tells by itself.
+            health.register(role.to_string(), None).ready();
+        }
         match role {
             Role::Processor => lifecycle
                 .spawn("processor", processor::run::<OrdersContext>(settings, codec.clone(), wake.clone(), shutdown)),
@@ -83,7 +101,13 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                 }
             }
             Role::Api => {
-                let context = orders::routes::context_api(&settings.topics);
+                let reader = Database::new(&settings.database, &DatabaseRole::Reader)?;
+                let context = ContextApi {
+                    names: names.clone(),
+                    routes: orders::routes::routes(),
+                    refusals: orders::routes::REFUSALS,
+                    others: avro::registry_routes(reader),
+                };
                 lifecycle.spawn("api", api::run(settings, context, health.clone(), shutdown));
             }
         }
