@@ -58,7 +58,7 @@ pub struct CommandHeaders {
     )]
     pub if_match: Option<String>,
     /// `wait=N` waits up to N seconds for the outcome.
-    #[param(rename = "Prefer", required = false, nullable = false, pattern = r"^wait=[0-9]{1,3}$", example = "wait=5")]
+    #[param(rename = "Prefer", required = false, nullable = false, example = "wait=5")]
     pub prefer: Option<String>,
     /// Follows the request through every topic and log line; made when absent.
     #[param(
