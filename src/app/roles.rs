@@ -9,9 +9,11 @@ use tokio::sync::Notify;
 
 use super::lifecycle::Lifecycle;
 use super::{install, maintenance};
-use crate::api::{self, Health};
+use crate::api::{self, ContextApi, Health};
+use crate::avro;
 use crate::orders::{self, OrdersContext};
 use crate::settings::{HttpSettings, Settings};
+use crate::store::{Database, DatabaseRole};
 use crate::{processor, projection, relay};
 
 /// One loop of the pipeline.
@@ -83,7 +85,12 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                 }
             }
             Role::Api => {
-                let context = orders::routes::context_api(&settings.topics);
+                let context = ContextApi {
+                    names: names.clone(),
+                    routes: orders::routes::routes(),
+                    refusals: orders::routes::REFUSALS,
+                    others: avro::registry_routes(Database::new(&settings.database, &DatabaseRole::Reader)?),
+                };
                 lifecycle.spawn("api", api::run(settings, context, health.clone(), shutdown));
             }
         }

@@ -7,9 +7,15 @@ mod command;
 mod config;
 mod db;
 pub mod dev;
+mod event_json;
+mod events;
+mod json_diff;
 mod outbox;
 mod output;
+mod republish;
 mod run;
+mod schema;
+mod stream;
 mod topics;
 
 use std::path::PathBuf;
@@ -53,6 +59,12 @@ enum CliCommand {
     Command(command::CommandArgs),
     /// See where the outbox stands: depth, age, rate and owner of each destination partition
     Outbox(outbox::OutboxArgs),
+    /// Show the event store's history, or send it to another topic
+    Events(events::EventsArgs),
+    /// Show one stream: its events, their causes, and the state at any version or time
+    Stream(stream::StreamArgs),
+    /// List, show, check and compare the event schemas; print the AsyncAPI document
+    Schema(schema::SchemaArgs),
     /// Show the settings with their origins
     Config(config::ConfigArgs),
 }
@@ -85,6 +97,9 @@ async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result
         CliCommand::Db(args) => db::run(args, settings).await,
         CliCommand::Command(args) => command::run(args, settings).await,
         CliCommand::Outbox(args) => outbox::run(args, settings).await,
+        CliCommand::Events(args) => events::run(args, settings).await,
+        CliCommand::Stream(args) => stream::run(args, settings).await,
+        CliCommand::Schema(args) => schema::run(args, settings).await,
         CliCommand::Config(args) => config::run(args, &loaded),
     }
 }

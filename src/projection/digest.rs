@@ -13,11 +13,7 @@ use crate::store::StoreError;
 pub type Digests = BTreeMap<(String, i32), (i64, String)>;
 
 /// The digests of `tables` in the schema `generation`.
-pub async fn digests(
-    client: &impl GenericClient,
-    tables: &[&str],
-    generation: &str,
-) -> Result<Digests, StoreError> {
+pub async fn digests(client: &impl GenericClient, tables: &[&str], generation: &str) -> Result<Digests, StoreError> {
     let mut digests = Digests::new();
     for table in tables {
         let statement = format!(
@@ -57,7 +53,10 @@ mod tests {
     fn differences_name_table_and_partition() {
         let digests = |rows: i64, sum: &str| Digests::from([(("t".to_owned(), 2), (rows, sum.to_owned()))]);
         assert!(differences(&digests(3, "9"), &digests(3, "9")).is_empty());
-        assert_eq!(differences(&digests(3, "9"), &digests(3, "8")), ["t partition 2: 3 rows in both, with other values"]);
+        assert_eq!(
+            differences(&digests(3, "9"), &digests(3, "8")),
+            ["t partition 2: 3 rows in both, with other values"]
+        );
         assert_eq!(differences(&digests(3, "9"), &Digests::new()), ["t partition 2: 3 rows live, 0 rebuilt"]);
     }
 }

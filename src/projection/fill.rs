@@ -131,10 +131,7 @@ pub(super) async fn events_at<E: Send + Sync>(
 ) -> Result<Vec<Recorded<E>>, ProjectionLoopError> {
     let statement = format!("{SELECT} and e.seq = any($3) order by e.seq");
     let rows = tx
-        .query_typed(
-            &statement,
-            &[(&partition, Type::INT4), (&projector.topic, Type::TEXT), (&seqs, Type::INT8_ARRAY)],
-        )
+        .query_typed(&statement, &[(&partition, Type::INT4), (&projector.topic, Type::TEXT), (&seqs, Type::INT8_ARRAY)])
         .await
         .map_err(StoreError::at("read events of the store"))?;
     decode(projector, rows.iter().map(|row| stored(partition, row)).collect())

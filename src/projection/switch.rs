@@ -158,14 +158,14 @@ async fn swap<E: Send + Sync + 'static>(
     let generations = Generations::load(&tx, name).await?;
     let Some((generations, to_version)) = generations.and_then(|found| found.previous_version.map(|to| (found, to)))
     else {
-        return Err(ProjectionLoopError::refused(name, "no previous generation is kept; there is nothing to go back to"));
+        return Err(ProjectionLoopError::refused(
+            name,
+            "no previous generation is kept; there is nothing to go back to",
+        ));
     };
     let seq = |rows: &[checkpoint::Checkpoint]| rows.iter().map(|row| row.seq).sum::<i64>();
-    let report = RollbackReport {
-        from_version: generations.version,
-        to_version,
-        behind: (seq(&live) - seq(&previous)).max(0),
-    };
+    let report =
+        RollbackReport { from_version: generations.version, to_version, behind: (seq(&live) - seq(&previous)).max(0) };
     if dry_run {
         return Ok(report);
     }

@@ -101,14 +101,13 @@ impl Bed {
         settings.database.url = format!("{head}/{database}").into();
         adjust(&mut settings);
         let names = TopicNames::new("orders", &settings.topics);
-        let specs: Vec<_> = topics::specs(&names, &settings.topics)
-            .into_iter()
-            .filter(|spec| spec.name == names.events())
-            .collect();
+        let specs: Vec<_> =
+            topics::specs(&names, &settings.topics).into_iter().filter(|spec| spec.name == names.events()).collect();
         topics::apply(&settings.kafka, &specs).await.expect("creates the topic");
         let mut owner = store::connect::connect(&settings.database, &DatabaseRole::Owner).await.expect("connects");
         store::migrate::apply(&mut owner).await.expect("migrates");
-        let topic_id = store::destinations::register(&mut owner, &names.events(), PARTITIONS).await.expect("registers").id;
+        let topic_id =
+            store::destinations::register(&mut owner, &names.events(), PARTITIONS).await.expect("registers").id;
         for one in projections::all() {
             projection::install(&mut owner, one.as_ref()).await.expect("installs");
         }
@@ -141,8 +140,7 @@ impl Bed {
 
     pub fn start_with(&self, projection: Arc<dyn Projection<Event = OrderEvent>>, settings: Arc<Settings>) -> Running {
         let shutdown = CancellationToken::new();
-        let loops =
-            projection::run(settings, self.names.clone(), projection, self.codec.clone(), shutdown.clone());
+        let loops = projection::run(settings, self.names.clone(), projection, self.codec.clone(), shutdown.clone());
         Running { shutdown, task: tokio::spawn(loops) }
     }
 

@@ -78,7 +78,8 @@ async fn parks_and_replays(fault: Fault, code: &str) {
         .query("select seq, reason_code from throughline.dead_letters where status = 'parked' order by seq", &[])
         .await
         .expect("parked rows");
-    let expected: Vec<i64> = bed.log.iter().filter(|e| e.stream_id == stream && e.version >= 2).map(|e| e.seq).collect();
+    let expected: Vec<i64> =
+        bed.log.iter().filter(|e| e.stream_id == stream && e.version >= 2).map(|e| e.seq).collect();
     assert_eq!(parked.iter().map(|row| row.get::<_, i64>(0)).collect::<Vec<_>>(), expected, "in order");
     assert_eq!(parked[0].get::<_, &str>(1), code);
     assert!(parked[1..].iter().all(|row| row.get::<_, &str>(1) == "BEHIND_PARKED"));
@@ -174,8 +175,10 @@ async fn unreadable_and_foreign_records_are_parked() {
     bed.produce_raw(1, "foreign", b"hello", None).await;
     let running = bed.start(NAME);
     bed.until("select count(*) = 2 from throughline.dead_letters where status = 'parked'").await;
-    bed.until(&format!("select seq = {next} from throughline.checkpoints where partition = 0 and projection = '{NAME}'"))
-        .await;
+    bed.until(&format!(
+        "select seq = {next} from throughline.checkpoints where partition = 0 and projection = '{NAME}'"
+    ))
+    .await;
     running.stop().await;
     assert_folded(&bed, NAME).await;
     let told = replay(&bed.projector(NAME), None, false).await.expect("a replay");

@@ -121,9 +121,9 @@ async fn it_reports_and_mends_what_differs_and_refuses_to_run_twice() {
     let dry = rebuild(&projector, &Progress::default(), true).await.expect("a dry run");
     assert_eq!((dry.events, dry.compared), (bed.log.len() as u64, false));
     let progress = Progress::default();
-    let (first, second) =
-        tokio::join!(rebuild(&projector, &progress, false), rebuild(&projector, &progress, false));
-    let refused = |outcome: &Result<_, ProjectionLoopError>| matches!(outcome, Err(ProjectionLoopError::Refused { .. }));
+    let (first, second) = tokio::join!(rebuild(&projector, &progress, false), rebuild(&projector, &progress, false));
+    let refused =
+        |outcome: &Result<_, ProjectionLoopError>| matches!(outcome, Err(ProjectionLoopError::Refused { .. }));
     assert!(refused(&first) != refused(&second), "one runs, one is refused");
     let report = first.or(second).expect("one of them");
     assert_eq!(report.differences.len(), 1, "{:?}", report.differences);
@@ -161,7 +161,10 @@ async fn a_new_version_waits_for_its_rebuild() {
     bed.caught_up(name).await;
     running.stop().await;
     assert_folded(&bed, name).await;
-    assert_eq!(bed.number("select count(*) from throughline.checkpoints where generation = 'read'").await, i64::from(PARTITIONS));
+    assert_eq!(
+        bed.number("select count(*) from throughline.checkpoints where generation = 'read'").await,
+        i64::from(PARTITIONS)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

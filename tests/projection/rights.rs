@@ -49,11 +49,8 @@ async fn projectors_write_their_own_tables_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reader_only_reads() {
     let bed = Bed::new().await;
-    let client =
-        store::connect::connect(&bed.settings.database, &DatabaseRole::Reader).await.expect("connects");
-    for relation in
-        ["order_list", "order_details", "order_lines", "customer_summary", "daily_sales", "order_history"]
-    {
+    let client = store::connect::connect(&bed.settings.database, &DatabaseRole::Reader).await.expect("connects");
+    for relation in ["order_list", "order_details", "order_lines", "customer_summary", "daily_sales", "order_history"] {
         client.query(&format!("select * from read.{relation}"), &[]).await.expect("reads");
     }
     client.query("select * from throughline.checkpoints", &[]).await.expect("reads checkpoints");
