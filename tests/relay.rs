@@ -1,45 +1,14 @@
-//! The relay against a real Kafka and a real PostgreSQL: order, no hole, leases, takeover, alarms.
+//! The relay against a real Kafka and a real PostgreSQL: order, no hole, leases, takeover.
 
 mod harness;
 mod outbox;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use harness::{Harness, eventually};
-use throughline::relay;
-use throughline::settings::Settings;
-use throughline::store::{Destination, partitions};
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use outbox::{published, start, stop};
+use throughline::store::partitions;
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
-
-type Running = JoinHandle<Result<(), relay::RelayError>>;
-
-fn start(settings: &Settings) -> (Running, CancellationToken, Arc<Notify>) {
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
-    let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
-    let running = tokio::spawn(relay::run(Arc::new(settings.clone()), wake.clone(), stop.clone()));
-    (running, stop, wake)
-}
-
-async fn stop(running: Running, token: CancellationToken) {
-    token.cancel();
-    running.await.expect("no panic").expect("a clean end");
-}
-
-/// Waits until `published` of each partition is `wanted`.
-async fn published(client: &Client, destination: &Destination, wanted: &[(i32, i64)]) {
-    for (partition, seq) in wanted {
-        let what = format!("partition {partition} is published up to {seq}");
-        eventually(&what, || async {
-            (outbox::published(client, destination.id, *partition).await == *seq).then_some(())
-        })
-        .await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_are_published_in_order_with_headers_and_bytes_unchanged() {
@@ -134,8 +103,8 @@ async fn sessions_that_commit_in_inverse_order_neither_skip_nor_invert() {
             (row.get::<_, i64>(0) > 0).then_some(())
         })
         .await;
-        assert_eq!(outbox::published(&client, id, 0).await, 0, "nothing is published before it is committed");
-        assert_eq!(outbox::published(&client, id, 1).await, 0);
+        assert_eq!(outbox::watermark(&client, id, 0).await, 0, "nothing is published before it is committed");
+        assert_eq!(outbox::watermark(&client, id, 1).await, 0);
         late.commit().await.unwrap();
     };
     tokio::join!(asking, committing);
@@ -227,68 +196,13 @@ async fn a_relay_that_lost_its_epoch_cannot_move_the_watermark() {
     outbox::append(&mut client, events.id, 0, 10).await;
     outbox::append(&mut client, events.id, 1, 10).await;
     published(&client, &events, &[(1, 10)]).await;
-    assert_eq!(outbox::published(&client, events.id, 0).await, 10, "the watermark stays where the new owner left it");
+    assert_eq!(outbox::watermark(&client, events.id, 0).await, 10, "the watermark stays where the new owner left it");
     // The new owner is gone: the first takes over again, by Kafka's tail, without a repetition.
     client.execute("update throughline.relay_leases set expires_at = now() where owner = 'other'", &[]).await.unwrap();
     published(&client, &events, &[(0, 20)]).await;
     stop(running, token).await;
     let records = outbox::read_partition(&harness.settings, &events.name, 0);
     assert_eq!(outbox::seqs(&records), (1..=20).collect::<Vec<i64>>());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_oversized_record_stops_its_partition_and_no_other() {
-    let mut harness = Harness::new("relay_oversized").await;
-    harness.settings.relay.record_bytes_max = 2_000_000;
-    let mut client = harness.client().await;
-    let events = outbox::events(&client, &harness.names().events()).await;
-    outbox::set_topic_option(&harness.settings, &events.name, "max.message.bytes", "1048588").await;
-    let (running, token, _) = start(&harness.settings);
-    // Partition 0: more than our own bound. Partition 1: more than the topic's (1 MiB), which
-    // cannot be compressed away. Both between good records.
-    outbox::append(&mut client, events.id, 0, 5).await;
-    outbox::append_of(&mut client, events.id, 0, 1, 2_000_001).await;
-    outbox::append(&mut client, events.id, 0, 5).await;
-    outbox::append(&mut client, events.id, 1, 5).await;
-    let transaction = client.transaction().await.unwrap();
-    let seq = outbox::take(&transaction, events.id, 1, 1).await;
-    transaction
-        .execute(
-            "insert into throughline.outbox (partition, topic, seq, key, type, message_id, subject, command_id,
-                 correlation_id, created_at, value)
-             select 1, $1, $2, gen_random_uuid(), 'throughline.orders.Large', gen_random_uuid(), gen_random_uuid(),
-                    gen_random_uuid(), '', now(), string_agg(decode(md5(random()::text) || md5(random()::text), 'hex'), '')
-             from generate_series(1, 1500000 / 32)",
-            &[&events.id, &seq],
-        )
-        .await
-        .unwrap();
-    transaction.commit().await.unwrap();
-    outbox::append(&mut client, events.id, 1, 5).await;
-    for _ in 0..5 {
-        outbox::append(&mut client, events.id, 2, 20).await;
-    }
-    published(&client, &events, &[(0, 5), (1, 5), (2, 100)]).await;
-    let alarms = || async {
-        let rows = client
-            .query("select partition, halted from throughline.relay_leases where halted is not null order by 1", &[])
-            .await
-            .unwrap();
-        rows.iter().map(|row| (row.get::<_, i32>(0), row.get::<_, String>(1))).collect::<Vec<_>>()
-    };
-    let alarms = eventually("both partitions raise an alarm", || async {
-        Some(alarms().await).filter(|alarms| alarms.len() == 2)
-    })
-    .await;
-    assert!(alarms[0].0 == 0 && alarms[0].1.contains("relay.record_bytes_max"), "{alarms:?}");
-    assert!(alarms[1].0 == 1 && alarms[1].1.contains("max.message.bytes"), "{alarms:?}");
-    outbox::append(&mut client, events.id, 2, 20).await;
-    published(&client, &events, &[(2, 120)]).await;
-    stop(running, token).await;
-    for (partition, last) in [(0, 5), (1, 5), (2, 120)] {
-        let records = outbox::read_partition(&harness.settings, &events.name, partition);
-        assert_eq!(outbox::seqs(&records), (1..=last).collect::<Vec<i64>>(), "partition {partition}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -344,39 +258,6 @@ async fn what_kafka_already_holds_is_not_published_again() {
     stop(running, token).await;
     let records = outbox::read_partition(&harness.settings, &events.name, 0);
     assert_eq!(outbox::seqs(&records), (1..=15).collect::<Vec<i64>>());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_lost_records_stops_its_partition_with_the_next_step() {
-    let mut harness = Harness::new("relay_lost").await;
-    let mut client = harness.client().await;
-    let events = outbox::events(&client, &harness.names().events()).await;
-    // Published, says the store; Kafka has never seen it.
-    outbox::append(&mut client, events.id, 0, 5).await;
-    client
-        .execute("update throughline.relay_leases set published = 3 where topic = $1 and partition = 0", &[&events.id])
-        .await
-        .unwrap();
-    let (running, token, _) = start(&harness.settings);
-    outbox::append(&mut client, events.id, 1, 5).await;
-    published(&client, &events, &[(1, 5)]).await;
-    let alarm = eventually("an alarm", || async {
-        let row = client
-            .query_one("select halted from throughline.relay_leases where topic = $1 and partition = 0", &[&events.id])
-            .await
-            .unwrap();
-        row.get::<_, Option<String>>(0)
-    })
-    .await;
-    assert!(alarm.contains("created anew") && alarm.contains("events republish"), "{alarm}");
-    assert!(outbox::read_partition(&harness.settings, &events.name, 0).is_empty());
-    stop(running, token).await;
-    // An operator who accepts the loss says so.
-    harness.settings.relay.accept_lost_records_of = format!("other,{}", events.name);
-    let (running, token, _) = start(&harness.settings);
-    published(&client, &events, &[(0, 5)]).await;
-    stop(running, token).await;
-    assert_eq!(outbox::seqs(&outbox::read_partition(&harness.settings, &events.name, 0)), [4, 5]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

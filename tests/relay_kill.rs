@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use harness::{Harness, eventually};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -98,7 +100,7 @@ async fn fifty_kills_under_load_leave_no_hole_and_no_inversion() {
     let events = outbox::events(&client, &harness.names().events()).await;
     for partition in 0..events.partitions {
         eventually("the backlog is published", || async {
-            (outbox::published(&client, events.id, partition).await == last).then_some(())
+            (outbox::watermark(&client, events.id, partition).await == last).then_some(())
         })
         .await;
     }
@@ -117,4 +119,54 @@ async fn fifty_kills_under_load_leave_no_hole_and_no_inversion() {
     for point in POINTS {
         assert!(deaths.contains_key(point), "never died at {point}: {deaths:?}");
     }
+}
+
+/// A zombie: stopped past its lease, resumed after another has taken over. It may repeat what its
+/// client still held; it opens no hole, inverts nothing new, and moves no watermark.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relays_that_are_paused_and_resumed_leave_no_hole() {
+    let mut harness = Harness::new("relay_pause").await;
+    harness.settings.relay.lease_ms = 1_500;
+    let harness = Arc::new(harness);
+    let client = harness.client().await;
+    let events = outbox::events(&client, &harness.names().events()).await;
+    let stop_load = CancellationToken::new();
+    let loading = tokio::spawn(load(harness.clone(), stop_load.clone()));
+    let relays = [spawn(&harness, None), spawn(&harness, None)];
+    let owned = async |pid: u32| -> i64 {
+        let owner = format!("%-{pid}-%");
+        let row = client
+            .query_one(
+                "select count(*) from throughline.relay_leases where owner like $1 and expires_at > now()",
+                &[&owner],
+            )
+            .await
+            .expect("leases");
+        row.get(0)
+    };
+    for round in 0..6 {
+        let pid = relays[round % 2].id().expect("it runs");
+        eventually("the relay has its share", || async { (owned(pid).await == 6).then_some(()) }).await;
+        let process = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+        signal::kill(process, Signal::SIGSTOP).expect("stop");
+        let other = relays[(round + 1) % 2].id().expect("it runs");
+        eventually("the other takes over", || async { (owned(other).await == 12).then_some(()) }).await;
+        signal::kill(process, Signal::SIGCONT).expect("resume");
+    }
+    stop_load.cancel();
+    let last = loading.await.expect("no panic");
+    for partition in 0..events.partitions {
+        eventually("the backlog is published", || async {
+            (outbox::watermark(&client, events.id, partition).await == last).then_some(())
+        })
+        .await;
+    }
+    drop(relays);
+    let mut repeated = 0;
+    for partition in 0..events.partitions {
+        let records = outbox::read_partition(&harness.settings, &events.name, partition);
+        repeated += outbox::repetitions(&outbox::seqs(&records), last);
+    }
+    let rows = last * i64::from(events.partitions);
+    eprintln!("6 pauses: {rows} records in {} partitions, {repeated} repeated", events.partitions);
 }

@@ -61,7 +61,8 @@ impl Lifecycle {
         tokio::select! {
             () = any(&mut signals) => tracing::info!("signal received: finishing what is in hand"),
             () = self.shutdown.cancelled() => {}
-            Some(ended) = tasks.join_next() => outcome = explain(ended, false),
+            // Cancelled and ended may be seen in either order.
+            Some(ended) = tasks.join_next() => outcome = explain(ended, self.shutdown.is_cancelled()),
         }
         self.shutdown.cancel();
         let deadline = tokio::time::sleep(STOP_DEADLINE);

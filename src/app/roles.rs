@@ -26,6 +26,17 @@ pub enum Role {
     Api,
 }
 
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Processor => f.write_str("processor"),
+            Self::Relay => f.write_str("relay"),
+            Self::Projection(name) => write!(f, "projection:{name}"),
+            Self::Api => f.write_str("api"),
+        }
+    }
+}
+
 /// Names of all projections.
 pub fn projection_names() -> Vec<&'static str> {
     orders::projections::all().iter().map(|projection| projection.name()).collect()
@@ -70,6 +81,11 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
     start_admin(&settings, &health, lifecycle)?;
     for role in roles {
         let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
+        if *role != Role::Api {
+            // A loop is ready once it runs: what it lacks it waits for, and what it cannot wait for
+            // ends the process. The API tells by itself.
+            health.register(role.to_string(), None).ready();
+        }
         match role {
             Role::Processor => lifecycle
                 .spawn("processor", processor::run::<OrdersContext>(settings, codec.clone(), wake.clone(), shutdown)),
@@ -85,11 +101,12 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                 }
             }
             Role::Api => {
+                let reader = Database::new(&settings.database, &DatabaseRole::Reader)?;
                 let context = ContextApi {
                     names: names.clone(),
                     routes: orders::routes::routes(),
                     refusals: orders::routes::REFUSALS,
-                    others: avro::registry_routes(Database::new(&settings.database, &DatabaseRole::Reader)?),
+                    others: avro::registry_routes(reader),
                 };
                 lifecycle.spawn("api", api::run(settings, context, health.clone(), shutdown));
             }

@@ -7,11 +7,13 @@ mod command;
 mod config;
 mod db;
 pub mod dev;
+mod dlq;
 mod event_json;
 mod events;
 mod json_diff;
 mod outbox;
 mod output;
+mod projection;
 mod republish;
 mod run;
 mod schema;
@@ -57,6 +59,10 @@ enum CliCommand {
     Db(db::DbArgs),
     /// Send commands, or ask what became of one
     Command(command::CommandArgs),
+    /// See, pause, reset, rebuild or roll back projections
+    Projection(projection::ProjectionArgs),
+    /// See, replay or discard what could not be handled
+    Dlq(dlq::DlqArgs),
     /// See where the outbox stands: depth, age, rate and owner of each destination partition
     Outbox(outbox::OutboxArgs),
     /// Show the event store's history, or send it to another topic
@@ -96,6 +102,8 @@ async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result
         CliCommand::Topics(args) => topics::run(args, settings).await,
         CliCommand::Db(args) => db::run(args, settings).await,
         CliCommand::Command(args) => command::run(args, settings).await,
+        CliCommand::Projection(args) => projection::run(args, settings).await,
+        CliCommand::Dlq(args) => dlq::run(args, settings).await,
         CliCommand::Outbox(args) => outbox::run(args, settings).await,
         CliCommand::Events(args) => events::run(args, settings).await,
         CliCommand::Stream(args) => stream::run(args, settings).await,

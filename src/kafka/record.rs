@@ -51,6 +51,11 @@ impl Record {
         std::str::from_utf8(value).ok()
     }
 
+    /// All headers, as they came.
+    pub fn headers(&self) -> &[(String, Vec<u8>)] {
+        &self.headers
+    }
+
     /// All headers, for dead letters: text where it is text, else lossy.
     pub fn headers_json(&self) -> serde_json::Value {
         self.headers

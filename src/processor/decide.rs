@@ -181,9 +181,11 @@ impl<C: BoundedContext> Desk<'_, C> {
         // Deciding takes the state by reference: a panic leaves it as it was.
         let events = match catch_unwind(AssertUnwindSafe(|| stream.state.decide(payload))) {
             Ok(Ok(events)) => events,
-            Ok(Err(refusal)) => return Ok(Verdict::refused(refusal.code, refusal.reason, Some(stream.version))),
+            Ok(Err(refusal)) => {
+                return Ok(Verdict::refused(refusal.code, without_nul(refusal.reason), Some(stream.version)));
+            }
             Err(panic) => {
-                let reason = format!("deciding it panicked: {}", panic_text(panic.as_ref()));
+                let reason = without_nul(format!("deciding it panicked: {}", panic_text(panic.as_ref())));
                 let version = stream.version;
                 self.decided.parked.push((index, COMMAND_FAILED, reason.clone()));
                 return Ok(Verdict::refused(COMMAND_FAILED, reason, Some(version)));
@@ -237,6 +239,11 @@ impl<C: BoundedContext> Desk<'_, C> {
         let value = outcome.json(C::STREAM_ID_FIELD);
         self.decided.results.push(NewResult { command: index, seq: *seq, message_id, value });
     }
+}
+
+/// PostgreSQL takes no NUL in a text.
+fn without_nul(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

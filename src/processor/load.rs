@@ -35,12 +35,17 @@ pub(super) const LOCK_COUNTERS: &str = "
 /// Moves the offsets of the batch's sources by compare-and-set: a claim that another process took
 /// over, or a position that is not ours, does not match and leaves the batch. $1 partitions, $2 topics, $3 groups,
 /// $4 epochs, $5 offsets expected, $6 offsets after the batch.
+///
+/// The statements of the round trip are sent without waiting for `begin` to succeed. Were it ever
+/// cancelled on its own, this one would commit by itself and lose commands; but only the locks
+/// before it, in the same transaction, have assigned an id by the time its filter is looked at.
 pub(super) const MOVE_OFFSETS: &str = "
     update throughline.offsets o set next_offset = m.next_offset, updated_at = now()
     from unnest($1::int[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[])
          as m (partition, source_topic, group_id, epoch, expected, next_offset)
     where o.partition = m.partition and o.source_topic = m.source_topic and o.group_id = m.group_id
       and o.epoch = m.epoch and o.next_offset = m.expected
+      and pg_current_xact_id_if_assigned() is not null
     returning o.partition, o.source_topic, o.group_id";
 
 /// Events of the batch's streams after the version known, or after the snapshot where none is.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio_postgres::GenericClient;
 
 use super::apply::Applier;
-use super::{LIVE, ProjectionLoopError, Projector, park};
+use super::{LIVE, ProjectionLoopError, Projector, checkpoint, park};
 use crate::store::{DatabaseRole, StoreError};
 
 /// Whether the loop may consume.
@@ -65,6 +65,20 @@ pub(super) async fn sample<E: Send + Sync + 'static>(applier: &mut Applier<E>) -
         None => projector.connect(LIVE).await?,
     };
     let readiness = judge(&client, &projector).await?;
+    // An idle loop loses no compare-and-set: a switch or rollback would go unnoticed.
+    let claims = applier.mailbox.claims();
+    for row in checkpoint::load(&client, projector.name(), LIVE).await? {
+        for (source, claim) in claims.iter().filter(|(source, _)| source.partition == row.partition) {
+            if claim.epoch < row.epoch {
+                tracing::info!(
+                    projection = projector.name(),
+                    partition = row.partition,
+                    "claimed by another, or switched"
+                );
+                applier.consumer.reclaim(source, claim.epoch);
+            }
+        }
+    }
     applier.parked_open = park::any_open(&client, &projector.group, &projector.topic).await?;
     let name = projector.name();
     for lag in lags(&client, &projector.topic, name).await? {

@@ -206,15 +206,19 @@ impl Keeper {
         .map_err(StoreError::at("renew the relay's leases"))?;
         let renewed: BTreeSet<PartitionKey> = renewed.iter().map(key).collect();
         let mut held = std::mem::take(&mut self.table.held);
+        let before = held.len();
         held.retain(|key, lease| {
             let kept = renewed.contains(key);
             if !kept {
-                metrics::counter!("throughline_relay_lease_changes_total", "change" => "lost").increment(1);
-                tracing::warn!(topic = %lease.topic, partition = key.partition, epoch = lease.epoch,
-                    "lost a relay lease: another relay took it over");
+                tracing::debug!(topic = %lease.topic, partition = key.partition, epoch = lease.epoch, "lost a lease");
             }
             kept
         });
+        let lost = before - held.len();
+        if lost > 0 {
+            metrics::counter!("throughline_relay_lease_changes_total", "change" => "lost").increment(lost as u64);
+            tracing::warn!(lost, "lost relay leases: another relay took them over while this one did not renew");
+        }
         self.table = LeaseTable { held, renewed_at: Some(sent) };
 
         let members: Vec<String> = members.iter().map(|row| row.get(0)).collect();

@@ -24,6 +24,12 @@ pub enum State {
     Lost,
 }
 
+/// Records of the first batch of a search; an eighth after each refusal, down to one.
+const SEARCH_ROWS: i64 = 512;
+/// Records behind the refused one that are sent in small batches: as many as one batch of the client
+/// holds.
+const SEARCH_SPAN: i64 = 10_000;
+
 /// A partition and how far it got.
 #[derive(Debug)]
 pub struct Partition {
@@ -36,10 +42,19 @@ pub struct Partition {
     pub acknowledged: Arc<Acknowledged>,
     /// Marked in PostgreSQL up to here.
     pub marked: i64,
-    /// Up to here one record at a time: the broker found a batch too large, and the culprit is sought.
-    pub single_until: i64,
+    /// The broker found a batch too large: the culprit is sought.
+    pub search: Option<Search>,
     /// The alarm that was raised, and the record it is about.
     pub alarm: Option<Alarm>,
+}
+
+/// The look for a record that is too large: batches alone on their way, smaller after each refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Search {
+    /// Records of one batch.
+    pub rows: i64,
+    /// Over when this record is published.
+    pub until: i64,
 }
 
 /// Why a partition stopped.
@@ -61,7 +76,7 @@ impl Partition {
             sent: lease.published,
             acknowledged: Acknowledged::new(lease.published),
             marked: lease.published,
-            single_until: 0,
+            search: None,
             alarm: None,
         }
     }
@@ -81,8 +96,29 @@ impl Partition {
         })
     }
 
+    /// Rows to read next, at most; none while a batch of a search is on its way.
+    pub fn rows_wanted(&self, at_most: i64) -> Option<i64> {
+        match self.search {
+            Some(search) if self.sent < search.until => (!self.has_in_flight()).then(|| at_most.min(search.rows)),
+            _ => Some(at_most),
+        }
+    }
+
+    /// A batch was refused for its size: one of its records, or their sum. Smaller ones tell. False
+    /// when it was a single record.
+    pub fn search_for_culprit(&mut self, refused: i64) -> bool {
+        let rows = match self.search {
+            Some(Search { rows: 1, .. }) => return false,
+            Some(Search { rows, until }) if refused <= until => rows / 8,
+            _ => SEARCH_ROWS,
+        };
+        self.search = Some(Search { rows, until: refused + SEARCH_SPAN });
+        true
+    }
+
     /// Starts publishing behind `seq`.
     pub fn stream_after(&mut self, seq: i64) {
+        self.search = self.search.filter(|search| search.until > seq);
         self.sent = seq;
         self.acknowledged = Acknowledged::new(seq);
         self.state = State::Streaming;
@@ -132,6 +168,22 @@ const RESTORE: &str = "Restore the topic, or fill a new one with `throughline ev
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_that_is_too_large_is_found_in_few_steps() {
+        let lease = Lease { epoch: 1, published: 0, topic: "t".into(), hand_back: false };
+        let mut partition = Partition::new(0, &lease);
+        assert_eq!(partition.rows_wanted(4_000), Some(4_000));
+        for rows in [512, 64, 8, 1] {
+            assert!(partition.search_for_culprit(7));
+            assert_eq!(partition.rows_wanted(4_000), Some(rows));
+        }
+        partition.sent = 1;
+        assert_eq!(partition.rows_wanted(4_000), None, "one batch at a time");
+        assert!(!partition.search_for_culprit(7), "a single record is the culprit");
+        partition.stream_after(7 + SEARCH_SPAN);
+        assert_eq!(partition.rows_wanted(4_000), Some(4_000));
+    }
 
     #[test]
     fn publishing_goes_on_behind_what_either_side_knows() {

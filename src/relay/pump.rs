@@ -77,14 +77,14 @@ impl Stream {
             .partitions
             .iter()
             .filter(|(_, ours)| ours.state == State::Streaming && !ours.hand_back)
-            .filter(|(_, ours)| ours.sent >= ours.single_until || !ours.has_in_flight())
+            .filter(|(_, ours)| ours.rows_wanted(1).is_some())
             .collect();
         let share = |room: usize| (room / reading.len().max(1)).max(1) as i64;
         let (rows, bytes) = (share(bounds.in_flight_max - rows), share(bounds.in_flight_bytes_max - bytes));
         reading
             .iter()
             .map(|(key, ours)| {
-                let rows = if ours.sent < ours.single_until { 1 } else { rows.min(bounds.batch_rows_max) };
+                let rows = ours.rows_wanted(rows.min(bounds.batch_rows_max)).unwrap_or(1);
                 ReadRequest { key: **key, after: ours.sent, rows, bytes }
             })
             .collect()
@@ -212,7 +212,7 @@ impl Stream {
             if marked.contains(&mark.key) {
                 ours.marked = mark.published;
             } else {
-                tracing::warn!(target = %ours.target, epoch = ours.epoch, "the watermark is another relay's now");
+                tracing::debug!(target = %ours.target, epoch = ours.epoch, "the watermark is another relay's now");
                 ours.state = State::Lost;
                 lost_in_flight |= ours.has_in_flight();
             }

@@ -173,9 +173,7 @@ impl Stream {
         };
         let key = *key;
         if failure.is_too_large() {
-            if *seq > ours.single_until {
-                // A batch was refused: one of its records, or their sum. One at a time tells.
-                ours.single_until = seq + self.settings.relay.in_flight_max as i64;
+            if ours.search_for_culprit(*seq) {
                 return Ok(());
             }
             let alarm = format!(

@@ -1,6 +1,7 @@
 //! The outbox by hand: appends as the processor does, and reads back what a partition of Kafka holds.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
@@ -9,10 +10,15 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 use throughline::kafka::{Record, client};
+use throughline::relay;
 use throughline::settings::Settings;
 use throughline::store::{Destination, destinations};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Transaction};
-use uuid::Uuid;
+use tokio_util::sync::CancellationToken;
+
+use super::harness::eventually;
 
 /// The events topic's destination.
 pub async fn events(client: &Client, name: &str) -> Destination {
@@ -62,7 +68,7 @@ pub async fn append_of(client: &mut Client, topic: i16, partition: i32, count: i
 }
 
 /// `published` of one partition.
-pub async fn published(client: &Client, topic: i16, partition: i32) -> i64 {
+pub async fn watermark(client: &Client, topic: i16, partition: i32) -> i64 {
     let row = client
         .query_one(
             "select published from throughline.relay_leases where topic = $1 and partition = $2",
@@ -73,13 +79,46 @@ pub async fn published(client: &Client, topic: i16, partition: i32) -> i64 {
     row.get(0)
 }
 
+/// A relay in this process.
+pub type Running = JoinHandle<Result<(), relay::RelayError>>;
+
+/// Starts a relay; returns it with what ends it and what wakes it.
+pub fn start(settings: &Settings) -> (Running, CancellationToken, Arc<Notify>) {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+    let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+    let running = tokio::spawn(relay::run(Arc::new(settings.clone()), wake.clone(), stop.clone()));
+    (running, stop, wake)
+}
+
+/// Ends a relay cleanly.
+pub async fn stop(running: Running, token: CancellationToken) {
+    token.cancel();
+    running.await.expect("no panic").expect("a clean end");
+}
+
+/// Waits until `published` of each partition is `wanted`.
+pub async fn published(client: &Client, destination: &Destination, wanted: &[(i32, i64)]) {
+    for (partition, seq) in wanted {
+        let what = format!("partition {partition} is published up to {seq}");
+        eventually(&what, || async { (watermark(client, destination.id, *partition).await == *seq).then_some(()) })
+            .await;
+    }
+}
+
 /// Everything a partition holds now, in offset order.
 pub fn read_partition(settings: &Settings, topic: &str, partition: i32) -> Vec<Record> {
+    read_last(settings, topic, partition, i64::MAX)
+}
+
+/// The last `count` records of a partition, in offset order.
+pub fn read_last(settings: &Settings, topic: &str, partition: i32, count: i64) -> Vec<Record> {
     let mut config = client::base(&settings.kafka);
     config.set("group.id", "test-reader").set("enable.auto.commit", "false").set("auto.offset.reset", "error");
     let consumer: BaseConsumer = config.create().expect("a consumer");
     let wait = Duration::from_secs(10);
     let (low, high) = consumer.fetch_watermarks(topic, partition, wait).expect("watermarks");
+    let low = low.max(high.saturating_sub(count));
     let mut records = Vec::new();
     if low == high {
         return records;
@@ -133,9 +172,4 @@ pub fn names_seq(record: &Record) -> i64 {
     let value = record.value.as_deref().expect("a value");
     let text = std::str::from_utf8(value).expect("text");
     text.split_once(':').expect("a number").0.parse().expect("a number")
-}
-
-/// A stable id for tests.
-pub fn id(number: u128) -> Uuid {
-    Uuid::from_u128(number)
 }

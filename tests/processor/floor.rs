@@ -6,6 +6,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use serde_json::{Value, json};
 use throughline::app::install;
+use throughline::engine::BoundedContext;
 use throughline::kafka::client;
 use throughline::orders::OrdersContext;
 use throughline::processor::{self, ProcessorError};
@@ -28,10 +29,15 @@ pub struct Running {
 impl Running {
     /// Starts one with `settings`.
     pub async fn start(settings: &Settings) -> Self {
-        let shutdown = CancellationToken::new();
         let codec = install::orders_codec(settings).await.expect("codec");
+        Self::start_as::<OrdersContext>(settings, codec)
+    }
+
+    /// Starts one of another context.
+    pub fn start_as<C: BoundedContext>(settings: &Settings, codec: Arc<C::Codec>) -> Self {
+        let shutdown = CancellationToken::new();
         let settings = Arc::new(settings.clone());
-        let run = processor::run::<OrdersContext>(settings, codec, Arc::new(Notify::new()), shutdown.clone());
+        let run = processor::run::<C>(settings, codec, Arc::new(Notify::new()), shutdown.clone());
         Self { shutdown, task: tokio::spawn(run) }
     }
 

@@ -6,6 +6,8 @@ mod harness;
 mod admission;
 mod fencing;
 mod floor;
+mod fragile;
 mod idempotency;
 mod offsets;
+mod poison;
 mod streams;

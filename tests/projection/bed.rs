@@ -83,6 +83,10 @@ impl Bed {
     }
 
     pub async fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         let tag = Uuid::new_v4().simple().to_string()[..12].to_owned();
         let mut settings = Settings::default();
         settings.kafka.brokers = address("KAFKA_BROKERS");
@@ -280,10 +284,29 @@ impl Bed {
         }
     }
 
+    /// The sum of the projection's epochs: each claim of a partition raises it.
+    pub async fn epochs(&self, name: &str) -> i64 {
+        self.number(&format!(
+            "select coalesce(sum(epoch), 0)::bigint from throughline.checkpoints
+             where projection = '{name}' and generation = 'read'"
+        ))
+        .await
+    }
+
+    /// Waits until every partition was claimed once more.
+    pub async fn claimed_since(&self, name: &str, epochs: i64) {
+        self.until(&format!(
+            "select coalesce(sum(epoch), 0) >= {epochs} + {PARTITIONS} from throughline.checkpoints
+             where projection = '{name}' and generation = 'read'"
+        ))
+        .await;
+    }
+
     /// Waits until a query answers true.
     pub async fn until(&self, sql: &str) {
         let since = Instant::now();
-        while !self.owner.query_one(sql, &[]).await.expect("a query").get::<_, bool>(0) {
+        // No row is not yet either.
+        while !self.owner.query_opt(sql, &[]).await.expect("a query").is_some_and(|row| row.get::<_, bool>(0)) {
             expired(since, sql);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -31,7 +31,10 @@ async fn spoil(bed: &Bed, partition: i32) {
 }
 
 async fn run_until_caught_up(bed: &Bed) {
+    let epochs = bed.epochs(NAME).await;
     let running = bed.start(NAME);
+    // A reset is carried out where a partition is claimed; before that nothing looks behind.
+    bed.claimed_since(NAME, epochs).await;
     bed.caught_up(NAME).await;
     running.stop().await;
 }

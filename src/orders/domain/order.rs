@@ -28,12 +28,14 @@ pub enum OrderCommand {
 
 /// One order. The default is the order id that nobody has used yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Order {
     placed: Option<PlacedOrder>,
 }
 
 /// An order that exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PlacedOrder {
     /// The order.
     pub order_id: Uuid,

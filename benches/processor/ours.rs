@@ -1,0 +1,48 @@
+//! The processor as it is, from Kafka to the commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use throughline::app::install;
+use throughline::orders::OrdersContext;
+use throughline::processor;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::figures::{Figure, Machine};
+use crate::harness::Harness;
+use crate::workload::Workload;
+
+const DONE: &str = "select coalesce(sum(next_offset), 0)::bigint from throughline.offsets";
+
+/// Measured from the first commit seen to the last, so that joining the group is not in it.
+pub async fn processor(harness: &Harness, workload: &Workload, machine: &Machine) -> Figure {
+    workload.produce(harness);
+    let mut settings = harness.settings.clone();
+    if let Ok(workers) = std::env::var("THROUGHLINE_BENCH_WORKERS") {
+        settings.processor.workers = workers.parse().expect("a number");
+    }
+    let codec = install::orders_codec(&settings).await.expect("codec");
+    let shutdown = CancellationToken::new();
+    let wake = Arc::new(Notify::new());
+    let running =
+        tokio::spawn(processor::run::<OrdersContext>(Arc::new(settings), codec, wake.clone(), shutdown.clone()));
+    let total = workload.items.len();
+    let mut from = None;
+    let to = loop {
+        let committed = tokio::time::timeout(Duration::from_secs(60), wake.notified()).await;
+        committed.expect("the processor goes on");
+        let done: i64 = machine.client.query_one(DONE, &[]).await.expect("offsets").get(0);
+        let done = usize::try_from(done).expect("a count");
+        if from.is_none() && done > 0 {
+            from = Some((done, machine.moment().await));
+        }
+        if done == total {
+            break machine.moment().await;
+        }
+    };
+    shutdown.cancel();
+    running.await.expect("no panic").expect("no error");
+    let (first, from) = from.expect("a commit");
+    Machine::figure(total - first, from, to)
+}

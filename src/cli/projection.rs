@@ -1,0 +1,291 @@
+//! `throughline projection list|pause|resume|reset|rebuild|rollback`.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::{FOUND_FALSE, Output};
+use crate::app::install;
+use crate::orders::{self, domain::OrderEvent};
+use crate::projection::{self, Progress, Projector, RebuildReport, ResetTarget, state};
+use crate::settings::Settings;
+use crate::store::{DatabaseRole, connect};
+
+/// Arguments of `projection`.
+#[derive(Debug, Args)]
+pub struct ProjectionArgs {
+    #[command(subcommand)]
+    verb: ProjectionVerb,
+    #[arg(long, global = true, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum ProjectionVerb {
+    /// State, version and lag of every projection, in events and in seconds
+    List {
+        /// One row a partition
+        #[arg(long)]
+        partitions: bool,
+    },
+    /// Stop consuming; the group is empty then, so that Kafka's own tool may reset it
+    Pause {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Go on
+    Resume {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Go back or forward on the topic; rows are cleared and refilled, or skipped
+    Reset(ResetArgs),
+    /// Fill new tables beside the live ones from the event store, compare, and switch
+    Rebuild {
+        #[command(flatten)]
+        name: Name,
+        #[command(flatten)]
+        consent: Consent,
+    },
+    /// Make the tables before the last rebuild live again
+    Rollback {
+        #[command(flatten)]
+        name: Name,
+        #[command(flatten)]
+        consent: Consent,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Name {
+    /// The projection, as `projection list` names it
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Consent {
+    /// Tell what would happen, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, Args)]
+struct ResetArgs {
+    #[command(flatten)]
+    name: Name,
+    /// To the first record of every partition: the whole replay
+    #[arg(long, conflicts_with = "to_offset", required_unless_present = "to_offset")]
+    to_earliest: bool,
+    /// One partition to one offset; may be given several times
+    #[arg(long, value_name = "PARTITION:OFFSET", value_parser = parse_offset)]
+    to_offset: Vec<(i32, i64)>,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+fn parse_offset(text: &str) -> Result<(i32, i64), String> {
+    let parse = || {
+        let (partition, offset) = text.split_once(':')?;
+        Some((partition.parse().ok()?, offset.parse().ok().filter(|offset| *offset >= 0)?))
+    };
+    parse().ok_or_else(|| "expected PARTITION:OFFSET, such as 3:1200".to_owned())
+}
+
+impl Consent {
+    /// Asks on a terminal; elsewhere `--yes` is required. Whether to go on.
+    pub(super) fn given(&self, what: &str) -> anyhow::Result<bool> {
+        if self.yes || self.dry_run {
+            return Ok(true);
+        }
+        if !std::io::stdin().is_terminal() {
+            bail!("{what}; say --yes to do it, or --dry-run to see more");
+        }
+        eprint!("{what}. Go on? [y/N] ");
+        std::io::stderr().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    }
+}
+
+/// The projectors of every projection, or an error that names those there are.
+pub(super) async fn projectors(settings: &Settings) -> anyhow::Result<Vec<Projector<OrderEvent>>> {
+    let codec = install::orders_codec(settings).await?;
+    let (settings, names) = (Arc::new(settings.clone()), install::orders_topics(settings));
+    let one = |projection| Projector::new(settings.clone(), &names, projection, codec.clone());
+    Ok(orders::projections::all().into_iter().map(one).collect())
+}
+
+async fn find(settings: &Settings, name: &Name) -> anyhow::Result<Projector<OrderEvent>> {
+    let mut projectors = projectors(settings).await?;
+    match projectors.iter().position(|one| one.name() == name.name) {
+        Some(index) => Ok(projectors.swap_remove(index)),
+        None => {
+            let names: Vec<_> = projectors.iter().map(Projector::name).collect();
+            bail!("no projection is named `{}`: choose one of {}", name.name, names.join(", "))
+        }
+    }
+}
+
+/// Runs one verb.
+pub async fn run(args: ProjectionArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let output = args.output;
+    match args.verb {
+        ProjectionVerb::List { partitions } => list(output, partitions, settings).await,
+        ProjectionVerb::Pause { name } => pause(settings, &name, true).await,
+        ProjectionVerb::Resume { name } => pause(settings, &name, false).await,
+        ProjectionVerb::Reset(args) => reset(output, args, settings).await,
+        ProjectionVerb::Rebuild { name, consent } => rebuild(output, &name, &consent, settings).await,
+        ProjectionVerb::Rollback { name, consent } => rollback(output, &name, &consent, settings).await,
+    }
+}
+
+async fn list(output: Output, partitions: bool, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+    let mut rows = Vec::new();
+    for projector in projectors(settings).await? {
+        let status = state::status(&client, &projector).await?;
+        if partitions {
+            rows.extend(status.partitions.iter().map(|lag| {
+                json!({"name": status.name, "partition": lag.partition, "nextOffset": lag.next_offset, "seq": lag.seq,
+                       "lagEvents": lag.events, "lagSeconds": tenths(lag.seconds)})
+            }));
+        } else {
+            rows.push(json!({
+                "name": status.name, "state": status.state, "version": status.version,
+                "previousVersion": status.previous_version, "switchedAt": status.switched_at.map(|at| at.to_string()),
+                "lagEvents": status.lag_events, "lagSeconds": tenths(status.lag_seconds), "parked": status.parked,
+                "group": projector.group,
+            }));
+        }
+    }
+    let columns: &[&str] = if partitions {
+        &["name", "partition", "nextOffset", "seq", "lagEvents", "lagSeconds"]
+    } else {
+        &["name", "state", "version", "previousVersion", "lagEvents", "lagSeconds", "parked", "group"]
+    };
+    output.print(columns, &rows);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tenths(seconds: f64) -> f64 {
+    (seconds * 10.0).round() / 10.0
+}
+
+async fn pause(settings: &Settings, name: &Name, paused: bool) -> anyhow::Result<ExitCode> {
+    let projector = find(settings, name).await?;
+    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+    let changed = state::set_paused(&client, projector.name(), paused).await?;
+    let word = if paused { "paused" } else { "running" };
+    eprintln!("projection {} {} {word}", projector.name(), if changed { "is now" } else { "was already" });
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn reset(output: Output, args: ResetArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let projector = find(settings, &args.name).await?;
+    let target = if args.to_earliest { ResetTarget::Earliest } else { ResetTarget::Offsets(args.to_offset) };
+    let planned = projection::reset_offsets(&projector, &target, true).await?;
+    let row = |one: &projection::PlannedReset| -> Value {
+        json!({"partition": one.partition, "fromOffset": one.from_offset, "toOffset": one.to_offset,
+               "effect": one.effect()})
+    };
+    let rows: Vec<Value> = planned.iter().map(row).collect();
+    output.print(&["partition", "fromOffset", "toOffset", "effect"], &rows);
+    if args.consent.dry_run {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !args.consent.given(&format!("this resets {} partition(s) of {}", planned.len(), projector.name()))? {
+        return Ok(ExitCode::FAILURE);
+    }
+    projection::reset_offsets(&projector, &target, false).await?;
+    eprintln!("reset; projection {} carries it out as soon as it claims its partitions", projector.name());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn rebuild(output: Output, name: &Name, consent: &Consent, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let projector = find(settings, name).await?;
+    let progress = Arc::new(Progress::default());
+    let plan = projection::rebuild(&projector, &progress, true).await?;
+    if consent.dry_run {
+        print_report(output, &projector, &plan);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let what = format!("this fills new tables of {} from {} events and switches to them", name.name, plan.events);
+    if !consent.given(&what)? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let bar = tokio::spawn(show(progress.clone()));
+    let outcome = tokio::select! {
+        outcome = projection::rebuild(&projector, &progress, false) => outcome,
+        _ = tokio::signal::ctrl_c() => {
+            bar.abort();
+            eprintln!("interrupted; the live tables are untouched, and the next rebuild discards what is left");
+            return Ok(ExitCode::from(130));
+        }
+    };
+    bar.abort();
+    let report = outcome?;
+    print_report(output, &projector, &report);
+    for difference in &report.differences {
+        eprintln!("the old tables differed: {difference}");
+    }
+    Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FOUND_FALSE) })
+}
+
+fn print_report(output: Output, projector: &Projector<OrderEvent>, report: &RebuildReport) {
+    let rate = if report.fill_seconds > 0.0 { (report.events as f64 / report.fill_seconds).round() } else { 0.0 };
+    let same = match (report.compared, report.differences.is_empty()) {
+        (false, _) => "not compared",
+        (true, true) => "equal",
+        (true, false) => "different",
+    };
+    let row = json!({
+        "name": projector.name(), "events": report.events, "seconds": tenths(report.seconds), "eventsPerSecond": rate,
+        "fromVersion": report.from_version, "toVersion": report.to_version, "digests": same,
+        "differences": report.differences,
+    });
+    output.print(&["name", "events", "seconds", "eventsPerSecond", "fromVersion", "toVersion", "digests"], &[row]);
+}
+
+/// A bar with rate and estimate, on a terminal only.
+async fn show(progress: Arc<Progress>) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let bar = ProgressBar::new(progress.total.load(Ordering::Relaxed));
+    let style = "{bar:30} {human_pos}/{human_len} events, {per_sec}, {eta} left";
+    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    loop {
+        bar.set_length(progress.total.load(Ordering::Relaxed));
+        bar.set_position(progress.done.load(Ordering::Relaxed));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn rollback(output: Output, name: &Name, consent: &Consent, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let projector = find(settings, name).await?;
+    let plan = projection::rollback(&projector, true).await?;
+    let what = format!(
+        "this makes version {} of {} live again, which catches up with {} events",
+        plan.to_version, name.name, plan.behind
+    );
+    if !consent.given(&what)? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let report = if consent.dry_run { plan } else { projection::rollback(&projector, false).await? };
+    let row = json!({"name": projector.name(), "fromVersion": report.from_version, "toVersion": report.to_version,
+                     "behind": report.behind});
+    output.print(&["name", "fromVersion", "toVersion", "behind"], &[row]);
+    Ok(ExitCode::SUCCESS)
+}
