@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 use throughline::app::dev::Services;
+use throughline::app::install;
 use throughline::avro::ids::{check_store, load, register};
 use throughline::avro::{
     Catalogue, ExternalRegistry, ExternalRegistryError, Published, SchemaIdsError, registry_routes,
 };
 use throughline::orders::schemas;
-use throughline::settings::{DatabaseSettings, LoadedSettings};
+use throughline::settings::{DatabaseSettings, LoadedSettings, Settings};
 use throughline::store::{Database, DatabaseRole, connect, migrate};
 use tokio_postgres::Client;
 
@@ -226,5 +227,28 @@ async fn an_external_registry_gives_the_ids_and_may_be_away_later() {
     assert!(matches!(error, ExternalRegistryError::OtherIds { .. }), "{error}");
     server.abort();
     assert!(matches!(ExternalRegistry::new("kafka:9092"), Err(ExternalRegistryError::Address(_))));
+    database.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_installation_asks_the_external_registry_and_starts_again_without_it() {
+    let database = OwnDatabase::create().await;
+    let (address, server) = stand_in(700).await;
+    let mut settings = Settings { database: database.settings.clone(), ..Settings::default() };
+    settings.http.schema_registry_url = address;
+    install::apply_database(&settings).await.unwrap();
+    let client = database.connect().await;
+    let lowest: i32 = client.query_one("select min(id) from throughline.schemas", &[]).await.unwrap().get(0);
+    assert_eq!(lowest, 700, "the registry gives the ids");
+    server.abort();
+    let _ = server.await;
+    install::apply_database(&settings).await.unwrap();
+    install::orders_codec(&settings).await.unwrap();
+
+    let fresh = OwnDatabase::create().await;
+    settings.database = fresh.settings.clone();
+    let error = format!("{:#}", install::apply_database(&settings).await.unwrap_err());
+    assert!(error.contains("did not answer") && error.contains("schema_registry_url"), "{error}");
+    fresh.remove().await;
     database.remove().await;
 }

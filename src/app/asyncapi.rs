@@ -179,7 +179,9 @@ fn published(own: &[(&str, Value)]) -> Value {
     ];
     for (name, schema) in own {
         properties[*name] = schema.clone();
-        required.push(name);
+        if !required.contains(name) {
+            required.push(name);
+        }
     }
     json!({"type": "object", "properties": properties, "required": required})
 }
@@ -227,4 +229,70 @@ fn results() -> Map<String, Value> {
         "bindings": {"kafka": {"key": uuid("The command"), "bindingVersion": BINDING}},
     });
     Map::from_iter([("CommandResult".to_owned(), message)])
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::commands::Outcome;
+
+    fn read(path: &str) -> Value {
+        let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn the_committed_document_is_what_the_program_generates() {
+        let generated = document(&Settings::default()).unwrap();
+        let stale = "deploy/asyncapi.json is stale: `throughline schema asyncapi > deploy/asyncapi.json`";
+        assert!(read("deploy/asyncapi.json") == generated, "{stale}");
+    }
+
+    #[test]
+    fn the_document_is_valid_asyncapi() {
+        let schema = read("tests/asyncapi-schema/3.0.0.json");
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let mut document = document(&Settings::default()).unwrap();
+        let errors: Vec<_> = validator.iter_errors(&document).map(|error| format!("{error:.400}")).collect();
+        assert!(errors.is_empty(), "{}", errors.join("\n"));
+        // The validator sees mistakes: it is not that anything goes.
+        document["channels"]["events"]["addres"] = json!("x");
+        assert!(!validator.is_valid(&document));
+    }
+
+    #[test]
+    fn commands_and_results_match_their_schemas() {
+        for (name, schema) in message_schemas::commands() {
+            let validator = jsonschema::validator_for(&schema).unwrap();
+            let example = &schema["examples"][0];
+            assert!(validator.is_valid(example), "{name}: {example}");
+            let parsed = crate::orders::parse_command(example.to_string().as_bytes(), Uuid::nil());
+            assert!(parsed.is_ok(), "{name}: {parsed:?}");
+            let mut wrong = example.clone();
+            wrong["type"] = json!("DestroyOrder");
+            assert!(!validator.is_valid(&wrong), "{name}");
+        }
+        let validator = jsonschema::validator_for(&message_schemas::result()).unwrap();
+        let accepted = Outcome {
+            command_id: Uuid::nil(),
+            stream_id: Uuid::nil(),
+            payload_hash: Vec::new(),
+            accepted: true,
+            code: None,
+            reason: None,
+            version: Some(1),
+            partition: 0,
+            seq: Some(1),
+            correlation_id: "c".into(),
+            decided_at: Timestamp::UNIX_EPOCH,
+        };
+        let refused = Outcome { accepted: false, code: Some("ORDER_NOT_PAID".into()), seq: None, ..accepted.clone() };
+        for outcome in [accepted, refused] {
+            assert!(validator.is_valid(&outcome.to_json()), "{}", outcome.to_json());
+        }
+    }
 }

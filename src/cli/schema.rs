@@ -35,7 +35,9 @@ enum SchemaVerb {
         /// Such as OrderPlaced
         #[arg(value_name = "TYPE")]
         event_type: String,
-        version: Option<i16>,
+        // Not `version`: clap keeps that name for its flag.
+        #[arg(value_name = "VERSION")]
+        wanted: Option<i16>,
     },
     /// Lock file, compatibility of every version with every older one, upcasters; exit code 3 when one fails
     Check,
@@ -63,7 +65,7 @@ pub async fn run(args: SchemaArgs, settings: &Settings) -> anyhow::Result<ExitCo
     let catalogue = schemas::catalogue()?;
     match args.verb {
         SchemaVerb::List => list(&catalogue, args.output, settings).await,
-        SchemaVerb::Show { event_type, version } => show(&catalogue, &event_type, version, args.output),
+        SchemaVerb::Show { event_type, wanted } => show(&catalogue, &event_type, wanted, args.output),
         SchemaVerb::Check => Ok(check(&catalogue, args.output)),
         SchemaVerb::Diff { event_type, database: true, .. } => {
             diff_database(&catalogue, event_type.as_deref(), args.output, settings).await

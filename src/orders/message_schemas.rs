@@ -31,6 +31,11 @@ pub fn result() -> Value {
     let mut schema = plain(&CommandStatus::schema());
     // What is on the topic is decided.
     schema["properties"]["status"] = json!({"type": "string", "enum": ["accepted", "refused"]});
+    schema["properties"]["orderId"] = json!({"type": "string", "format": "uuid"});
+    schema["required"] = json!(["commandId", "orderId", "status", "correlationId", "decidedAt"]);
+    for always in ["correlationId", "decidedAt"] {
+        schema["properties"][always]["type"] = json!("string");
+    }
     schema
 }
 
@@ -43,6 +48,7 @@ fn command<B: PartialSchema>(name: &str) -> Value {
             property["type"] = types.iter().find(|one| *one != "null").cloned().unwrap_or_default();
         }
     }
+    schema["description"] = json!("A command; what an order allows is decided later, and told by the result.");
     let id = |text: &str| json!({"type": "string", "format": "uuid", "description": text});
     schema["properties"]["type"] = json!({"type": "string", "const": name});
     schema["properties"]["orderId"] = id("The order; also the record's key.");
