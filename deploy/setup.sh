@@ -41,6 +41,9 @@ header openssl/ssl.h || need libssl-dev "OpenSSL's headers"
 header zlib.h || need zlib1g-dev "zlib's headers"
 if have cc || have gcc; then header stdio.h || need libc6-dev "the C library's headers"; fi
 have kcat || need kcat kcat
+# The tests read the events topic with the stock Python client, in an environment of its own.
+have python3 || need python3 'Python 3'
+if ! python3 -c 'import venv, ensurepip' 2>/dev/null; then need python3-venv "Python's venv module"; fi
 
 if [ -n "$packages" ]; then
     if have apt-get && [ -f /etc/debian_version ]; then

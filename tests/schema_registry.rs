@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 use throughline::app::dev::Services;
+use throughline::app::install;
 use throughline::avro::ids::{check_store, load, register};
 use throughline::avro::{
     Catalogue, ExternalRegistry, ExternalRegistryError, Published, SchemaIdsError, registry_routes,
 };
 use throughline::orders::schemas;
-use throughline::settings::{DatabaseSettings, LoadedSettings};
+use throughline::settings::{DatabaseSettings, LoadedSettings, Settings};
 use throughline::store::{Database, DatabaseRole, connect, migrate};
 use tokio_postgres::Client;
 
@@ -104,7 +105,7 @@ async fn a_store_with_events_of_a_newer_program_is_refused_by_type_version_and_c
     let catalogue = schemas::catalogue().unwrap();
     let ids = load(&client, &catalogue).await.unwrap();
     // Registered by a newer program, not used yet: an old reader may run.
-    check_store(&client, &catalogue, &ids).await.unwrap();
+    check_store(&client, catalogue.topic(), &catalogue, &ids).await.unwrap();
     let insert = "
         with topic as (insert into throughline.topics (name, partitions) values ('orders-events', 1) returning id)
         insert into throughline.events (partition, topic, seq, stream_id, version, event_id, type, schema_version,
@@ -113,7 +114,7 @@ async fn a_store_with_events_of_a_newer_program_is_refused_by_type_version_and_c
                now(), ''
         from topic, generate_series(1, 2) as seq";
     client.batch_execute(insert).await.unwrap();
-    let refused = check_store(&client, &catalogue, &ids).await.unwrap_err();
+    let refused = check_store(&client, catalogue.topic(), &catalogue, &ids).await.unwrap_err();
     assert!(refused.to_string().contains("OrderShipped version 3 (1 events)"), "{refused}");
     database.remove().await;
 }
@@ -226,5 +227,28 @@ async fn an_external_registry_gives_the_ids_and_may_be_away_later() {
     assert!(matches!(error, ExternalRegistryError::OtherIds { .. }), "{error}");
     server.abort();
     assert!(matches!(ExternalRegistry::new("kafka:9092"), Err(ExternalRegistryError::Address(_))));
+    database.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_installation_asks_the_external_registry_and_starts_again_without_it() {
+    let database = OwnDatabase::create().await;
+    let (address, server) = stand_in(700).await;
+    let mut settings = Settings { database: database.settings.clone(), ..Settings::default() };
+    settings.http.schema_registry_url = address;
+    install::apply_database(&settings).await.unwrap();
+    let client = database.connect().await;
+    let lowest: i32 = client.query_one("select min(id) from throughline.schemas", &[]).await.unwrap().get(0);
+    assert_eq!(lowest, 700, "the registry gives the ids");
+    server.abort();
+    let _ = server.await;
+    install::apply_database(&settings).await.unwrap();
+    install::orders_codec(&settings).await.unwrap();
+
+    let fresh = OwnDatabase::create().await;
+    settings.database = fresh.settings.clone();
+    let error = format!("{:#}", install::apply_database(&settings).await.unwrap_err());
+    assert!(error.contains("did not answer") && error.contains("schema_registry_url"), "{error}");
+    fresh.remove().await;
     database.remove().await;
 }

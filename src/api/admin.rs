@@ -69,7 +69,7 @@ pub async fn run(
         }
     });
     let admin = Admin { health, metrics, shutdown: shutdown.clone() };
-    let served = serve(router(admin), listen, None, Duration::from_millis(200), shutdown).await;
+    let served = serve(router(admin), ("admin", listen), None, Duration::from_millis(200), shutdown).await;
     upkeep.abort();
     served
 }

@@ -100,7 +100,7 @@ pub async fn run(
     ];
     let router = router(api.clone(), routes, others, refusals, authenticator);
     let wait = Duration::from_millis(http.shutdown_wait_ms);
-    let served = serve(router, http.listen, tls, wait, shutdown).await;
+    let served = serve(router, ("api", http.listen), tls, wait, shutdown).await;
     helpers.cancel();
     for task in tasks {
         if let Err(error) = task.await {
@@ -211,10 +211,10 @@ async fn tls(http: &HttpSettings) -> Result<Option<RustlsConfig>, ApiError> {
     config.map(Some).map_err(|error| ApiError::Tls(error.to_string()))
 }
 
-/// Serves `router` on `listen` until cancelled, then lets open requests finish within `wait`.
+/// Serves `router` on `listen`, as `name` in the log, until cancelled, then lets open requests finish within `wait`.
 pub(super) async fn serve(
     router: Router,
-    listen: SocketAddr,
+    (name, listen): (&'static str, SocketAddr),
     tls: Option<RustlsConfig>,
     wait: Duration,
     shutdown: CancellationToken,
@@ -223,7 +223,7 @@ pub(super) async fn serve(
     let listener = std::net::TcpListener::bind(listen).map_err(error)?;
     listener.set_nonblocking(true).map_err(error)?;
     let bound = listener.local_addr().map_err(error)?;
-    tracing::info!(listen = %bound, tls = tls.is_some(), "listening");
+    tracing::info!(address = %bound, tls = tls.is_some(), "{name} listens");
     let handle = Handle::new();
     let stopper = handle.clone();
     let stop = tokio::spawn(async move {

@@ -1,11 +1,12 @@
 //! Makes the database and the topics what this program needs, and checks them before a start.
 
-use anyhow::bail;
-
-use crate::kafka::client;
 use std::sync::Arc;
 
-use crate::avro;
+use anyhow::bail;
+use tokio_postgres::Client;
+
+use crate::avro::{self, ExternalRegistry};
+use crate::kafka::client;
 use crate::kafka::topics::{self, TopicNames, TopicSpec};
 use crate::orders::{self, OrdersCodec};
 use crate::projection::{self, Installed};
@@ -32,7 +33,7 @@ pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> 
     for topic in [names.events(), names.results()] {
         destinations::register(&mut client, &topic, settings.topics.event_partitions).await?;
     }
-    avro::ids::register(&client, &orders::schemas::catalogue()?).await?;
+    register_schemas(settings, &client).await?;
     for projection in orders::projections::all() {
         match projection::install(&mut client, projection.as_ref()).await? {
             Installed::Created => applied.push(format!("projection {}", projection.name())),
@@ -49,6 +50,17 @@ pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> 
         applied.push(format!("{} time partitions", turn.created));
     }
     Ok(applied)
+}
+
+/// Registers the schemas, at the external registry where one is configured; the ids are kept in the
+/// database either way, so that nothing but a new schema needs that registry.
+async fn register_schemas(settings: &Settings, client: &Client) -> anyhow::Result<()> {
+    let catalogue = orders::schemas::catalogue()?;
+    match settings.http.schema_registry_url.as_str() {
+        "" => drop(avro::ids::register(client, &catalogue).await?),
+        url => drop(ExternalRegistry::new(url)?.register(client, &catalogue).await?),
+    }
+    Ok(())
 }
 
 /// Makes sure that a role can start: services answer, schema and topics fit.
@@ -85,6 +97,13 @@ pub async fn orders_codec(settings: &Settings) -> anyhow::Result<Arc<OrdersCodec
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
     let catalogue = orders::schemas::catalogue()?;
     let ids = avro::ids::load(&client, &catalogue).await?;
-    avro::ids::check_store(&client, &catalogue, &ids).await?;
+    avro::ids::check_store(&client, &orders_topics(settings).events(), &catalogue, &ids).await?;
     Ok(Arc::new(OrdersCodec::new(&ids)?))
+}
+
+/// As [`orders_codec`], for looking at a store whatever it holds: an event of an unknown version is
+/// refused when it is met.
+pub async fn orders_codec_unchecked(client: &Client) -> anyhow::Result<OrdersCodec> {
+    let ids = avro::ids::load(client, &orders::schemas::catalogue()?).await?;
+    Ok(OrdersCodec::new(&ids)?)
 }

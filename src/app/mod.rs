@@ -1,6 +1,7 @@
 //! Composition: what a process is made of, and how it starts and stops. Knows every other room;
 //! no other room knows it. Business rules never live here.
 
+pub mod asyncapi;
 pub mod dev;
 pub mod install;
 pub mod lifecycle;

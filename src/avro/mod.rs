@@ -6,6 +6,7 @@
 pub mod catalogue;
 pub mod codec;
 pub mod external_registry;
+pub mod fields;
 pub mod ids;
 pub mod limits;
 pub mod lock;

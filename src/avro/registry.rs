@@ -117,6 +117,40 @@ impl RegistryError {
     }
 }
 
+/// A schema as the database knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisteredSchema {
+    /// Id in the wire format.
+    pub id: i32,
+    /// Type without name space.
+    pub event_type: String,
+    /// From 1.
+    pub version: i32,
+    /// Lower-case hex, see [`super::catalogue::fingerprint`].
+    pub fingerprint: String,
+    /// The definition as a JSON text.
+    pub definition: String,
+}
+
+/// Everything registered under the subjects of a context, its own and other programs' versions.
+pub async fn of_context(
+    client: &impl GenericClient,
+    catalogue: &super::Catalogue,
+) -> Result<Vec<RegisteredSchema>, RegistryError> {
+    let statement = "
+        select id, event_type, version, fingerprint, definition from throughline.schemas
+        where starts_with(subject, $1) order by event_type, version";
+    let rows = client.query(statement, &[&catalogue.subject_prefix()]).await?;
+    let one = |row: &Row| RegisteredSchema {
+        id: row.get(0),
+        event_type: row.get(1),
+        version: row.get(2),
+        fingerprint: row.get(3),
+        definition: row.get(4),
+    };
+    Ok(rows.iter().map(one).collect())
+}
+
 /// All subjects, by name.
 pub async fn subjects(client: &impl GenericClient) -> Result<Vec<String>, RegistryError> {
     let rows = client.query("select distinct subject from throughline.schemas order by 1", &[]).await?;

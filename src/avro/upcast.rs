@@ -27,6 +27,13 @@ impl Upcasters {
         }
     }
 
+    /// These steps and one more.
+    #[must_use]
+    pub fn with(mut self, event_type: &str, from: i16, step: Upcaster) -> Self {
+        self.steps.insert((event_type.to_owned(), from), step);
+        self
+    }
+
     /// Every (type, version) of the catalogue that has no path to its newest version.
     pub fn without_path(&self, catalogue: &Catalogue) -> Vec<(String, i16)> {
         let reaches = |event_type: &str, from: i16| {

@@ -8,10 +8,16 @@ mod config;
 mod db;
 pub mod dev;
 mod dlq;
+mod event_json;
+mod events;
+mod json_diff;
 mod outbox;
 mod output;
 mod projection;
+mod republish;
 mod run;
+mod schema;
+mod stream;
 mod topics;
 
 use std::path::PathBuf;
@@ -59,6 +65,12 @@ enum CliCommand {
     Dlq(dlq::DlqArgs),
     /// See where the outbox stands: depth, age, rate and owner of each destination partition
     Outbox(outbox::OutboxArgs),
+    /// Show the event store's history, or send it to another topic
+    Events(events::EventsArgs),
+    /// Show one stream: its events, their causes, and the state at any version or time
+    Stream(stream::StreamArgs),
+    /// List, show, check and compare the event schemas; print the AsyncAPI document
+    Schema(schema::SchemaArgs),
     /// Show the settings with their origins
     Config(config::ConfigArgs),
 }
@@ -93,6 +105,9 @@ async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result
         CliCommand::Projection(args) => projection::run(args, settings).await,
         CliCommand::Dlq(args) => dlq::run(args, settings).await,
         CliCommand::Outbox(args) => outbox::run(args, settings).await,
+        CliCommand::Events(args) => events::run(args, settings).await,
+        CliCommand::Stream(args) => stream::run(args, settings).await,
+        CliCommand::Schema(args) => schema::run(args, settings).await,
         CliCommand::Config(args) => config::run(args, &loaded),
     }
 }
@@ -101,4 +116,14 @@ async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -192,6 +192,16 @@ pub async fn check(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<
     Ok(mismatches)
 }
 
+/// Partitions of a topic; none when it does not exist.
+pub async fn partition_count(settings: &KafkaSettings, topic: &str) -> Result<Option<i32>, KafkaError> {
+    let admin = admin(settings)?;
+    let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
+    // All topics: asking for one by name could create it.
+    let metadata = admin.inner().fetch_metadata(None, wait).map_err(|error| connect_error(settings, &error))?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic && !found.partitions().is_empty());
+    Ok(found.map(|found| found.partitions().len() as i32))
+}
+
 fn admin(settings: &KafkaSettings) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
     client::pass_through(client::base(settings), settings, |_| true)
         .create()

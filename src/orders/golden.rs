@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::codec::OrdersCodec;
 use super::schemas;
 use super::{OrdersCodecError, OrdersContext};
-use crate::avro::{Catalogue, CodecError, Fields, SchemaIds, Upcaster, Upcasters, lock};
+use crate::avro::{Catalogue, CodecError, Fields, Published, SchemaIds, SchemaProblem, Upcaster, Upcasters, lock};
 use crate::engine::{BoundedContext, EventCodec};
 
 const NEXT_STEP: &str = "add tests/golden/orders/TYPE.vN.hex (Avro datum) and .json (newest value)";
@@ -97,6 +97,33 @@ fn a_broken_upcaster_is_found() {
     // A step that forgets what it should add must not be rescued by the schema's defaults.
     assert_eq!(expected(broken_under(steps(|_| Ok(())))), all);
     assert_eq!(expected(broken_under(steps(|fields| fields.rename("customerId", "customer")))), all);
+}
+
+/// Our published schemas, with one definition changed.
+fn with_changed(event_type: &str, version: i16, change: impl Fn(&str) -> String) -> Vec<SchemaProblem> {
+    let published: Vec<(&str, i16, String)> = schemas::PUBLISHED
+        .iter()
+        .map(|one| {
+            let is_it = (one.event_type, one.version) == (event_type, version);
+            let text = if is_it { change(one.definition) } else { one.definition.to_owned() };
+            (one.event_type, one.version, text)
+        })
+        .collect();
+    let published: Vec<Published<'_>> = published
+        .iter()
+        .map(|(event_type, version, definition)| Published { event_type, version: *version, definition })
+        .collect();
+    let catalogue = Catalogue::new(schemas::EVENTS_TOPIC, schemas::NAMESPACE, &published).unwrap();
+    lock::check(&catalogue, &schemas::upcasters(), schemas::LOCK)
+}
+
+#[test]
+fn an_edited_and_an_incompatible_schema_of_ours_are_found() {
+    let problems = with_changed("OrderPlaced", 2, |text| text.replace("\"default\": \"USD\"", "\"default\": \"EUR\""));
+    assert!(matches!(&problems[..], [SchemaProblem::Edited { version: 2, .. }]), "{problems:?}");
+    let problems = with_changed("OrderPlaced", 3, |text| text.replace(",\n      \"default\": \"USD\"", ""));
+    let incompatible = |one: &SchemaProblem| matches!(one, SchemaProblem::Incompatible { version: 3, older: 1, .. });
+    assert!(problems.iter().any(incompatible), "{problems:?}");
 }
 
 #[test]

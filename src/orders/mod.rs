@@ -14,6 +14,7 @@ pub mod domain;
 mod event_json;
 #[cfg(test)]
 mod golden;
+pub mod message_schemas;
 pub mod projections;
 mod public_json;
 pub mod routes;

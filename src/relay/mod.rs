@@ -48,6 +48,7 @@ mod partition;
 mod publisher;
 mod pump;
 mod reader;
+pub mod republish;
 pub mod status;
 mod stream;
 pub mod tail;

@@ -7,6 +7,7 @@ pub mod commands;
 pub mod connect;
 pub mod dead_letters;
 pub mod destinations;
+pub mod events;
 pub mod migrate;
 pub mod partitions;
 

@@ -4,9 +4,12 @@
 mod harness;
 
 mod chaos;
+mod events_cli;
 mod malformed;
 mod one_order;
 mod process;
+mod python_client;
 mod replay;
+mod rolling_upgrade;
 mod takeover;
 mod trouble;

@@ -32,20 +32,27 @@ pub fn place_order(order: Uuid, command: Uuid) -> Value {
            "items": [{"productId": Uuid::from_u128(7), "quantity": 2, "unitPrice": "19.99"}]})
 }
 
-/// Every record on the events topic now: (partition, headers, key, value), in order per partition.
-pub fn events_on_topic(harness: &Harness) -> Vec<(i32, Vec<(String, String)>, String, Vec<u8>)> {
+/// A record as a test looks at it: partition, headers, key, value.
+pub type Seen = (i32, Vec<(String, String)>, String, Vec<u8>);
+
+/// Every record on the events topic now, in order per partition.
+pub fn events_on_topic(harness: &Harness) -> Vec<Seen> {
+    records_on(harness, &harness.names().events())
+}
+
+/// Every record on a topic with as many partitions as the events topic.
+pub fn records_on(harness: &Harness, topic: &str) -> Vec<Seen> {
     let consumer: BaseConsumer = client::base(&harness.settings.kafka)
         .set("group.id", "unused")
         .set("enable.auto.commit", "false")
         .create()
         .expect("a consumer");
     let wait = std::time::Duration::from_secs(10);
-    let topic = harness.names().events();
     let mut found = Vec::new();
     for partition in 0..harness.settings.topics.event_partitions {
-        let (low, high) = consumer.fetch_watermarks(&topic, partition, wait).expect("watermarks");
+        let (low, high) = consumer.fetch_watermarks(topic, partition, wait).expect("watermarks");
         let mut list = rdkafka::TopicPartitionList::new();
-        list.add_partition_offset(&topic, partition, rdkafka::Offset::Offset(low)).expect("an offset");
+        list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(low)).expect("an offset");
         consumer.assign(&list).expect("assign");
         let mut next = low;
         while next < high {

@@ -4,8 +4,8 @@
 //! the domain's business, and how a command travels is the API room's.
 
 mod amount;
-mod answers;
-mod command_bodies;
+pub(super) mod answers;
+pub(super) mod command_bodies;
 mod command_status;
 mod commands;
 mod cursor;

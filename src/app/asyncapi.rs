@@ -1,0 +1,298 @@
+//! The AsyncAPI 3 document of all topics, generated from what the program itself uses: topic names and
+//! shapes, header names, event schemas, command and result schemas. `deploy/asyncapi.json` is its
+//! output under default settings; a test holds the two together.
+
+use serde_json::{Map, Value, json};
+
+use super::install;
+use crate::kafka::headers;
+use crate::kafka::topics::{TopicNames, TopicSpec};
+use crate::orders::{message_schemas, schemas};
+use crate::settings::Settings;
+
+const BINDING: &str = "0.5.0";
+
+/// The document under these settings.
+pub fn document(settings: &Settings) -> anyhow::Result<Value> {
+    let names = install::orders_topics(settings);
+    let (channels, messages) = channels(settings, &names)?;
+    Ok(json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Throughline: orders",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Commands in, versioned events and results out. Events of one order are in one partition, in \
+                order; the header `seq` counts 1, 2, 3 … without a hole in each partition. Delivery is at least once: \
+                readers keep the last `seq` that they applied and drop what is not above it. Every version of an event \
+                that was ever written stays readable; readers look a schema up by the id in the value.",
+            "license": {"name": "MIT OR Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations(&names),
+        "components": {
+            "messages": messages,
+            "correlationIds": {
+                "correlation": {"location": format!("$message.header#/{}", headers::CORRELATION_ID)},
+            },
+        },
+    }))
+}
+
+/// Channels with references to their messages, and the messages.
+fn channels(settings: &Settings, names: &TopicNames) -> anyhow::Result<(Value, Value)> {
+    let (commands, events, results) = (commands(), events()?, results());
+    let specs = install::topic_specs(settings);
+    let mut channels = Map::new();
+    let [priority, normal, bulk] = names.lanes();
+    let lane = |which: &str| format!("Commands, JSON. {which} A key that is not the order's id is refused.");
+    for (id, topic, description, messages) in [
+        ("commands", normal, lane("The lane of commands that name none."), &commands),
+        ("commandsPriority", priority, lane("Taken before the others, in proportion to its weight."), &commands),
+        ("commandsBulk", bulk, lane("Taken after the others, in proportion to its weight."), &commands),
+        (
+            "commandsOverflow",
+            names.overflow(),
+            "Accepted over HTTP while the queue was full; moved to their lane later. Not for others to write.".into(),
+            &commands,
+        ),
+        ("events", names.events(), "What happened, Avro in the Confluent wire format, kept for ever.".into(), &events),
+        (
+            "commandResults",
+            names.results(),
+            "What became of each command; in the partition of its order's events.".into(),
+            &results,
+        ),
+    ] {
+        let references: Map<_, _> = messages
+            .keys()
+            .map(|name| (name.clone(), json!({"$ref": format!("#/components/messages/{name}")})))
+            .collect();
+        let mut channel = json!({"address": topic, "description": description, "messages": references});
+        if let Some(spec) = specs.iter().find(|spec| spec.name == topic) {
+            channel["bindings"] = json!({"kafka": topic_binding(spec)});
+        }
+        channels.insert(id.to_owned(), channel);
+    }
+    let messages: Map<_, _> = commands.into_iter().chain(events).chain(results).collect();
+    Ok((channels.into(), messages.into()))
+}
+
+fn topic_binding(spec: &TopicSpec) -> Value {
+    let mut configuration = Map::new();
+    for (key, value) in &spec.config {
+        let value = match (*key, value.parse::<i64>()) {
+            ("cleanup.policy", _) => json!([value]),
+            // The specification's binding names only some of Kafka's options.
+            ("min.insync.replicas", _) => continue,
+            (_, Ok(number)) => json!(number),
+            (_, Err(_)) => json!(value),
+        };
+        configuration.insert((*key).to_owned(), value);
+    }
+    json!({
+        "topic": spec.name, "partitions": spec.partitions, "replicas": spec.replication,
+        "topicConfiguration": configuration, "bindingVersion": BINDING,
+    })
+}
+
+fn operations(names: &TopicNames) -> Value {
+    let group =
+        |name: String| json!({"kafka": {"groupId": {"type": "string", "enum": [name]}, "bindingVersion": BINDING}});
+    let channel = |id: &str| json!({"$ref": format!("#/channels/{id}")});
+    let receive = |id: &str, group_id: String, summary: &str| json!({"action": "receive", "channel": channel(id), "summary": summary, "bindings": group(group_id)});
+    let send = |id: &str, summary: &str| json!({"action": "send", "channel": channel(id), "summary": summary});
+    let decide = "Decide the command and record its events and outcome in one transaction";
+    json!({
+        "decideCommands": receive("commands", names.processor_group(1), decide),
+        "decidePriorityCommands": receive("commandsPriority", names.processor_group(0), decide),
+        "decideBulkCommands": receive("commandsBulk", names.processor_group(2), decide),
+        "overflowCommands": send("commandsOverflow", "Keep a command that found the queue full"),
+        "moveOverflowedCommands":
+            receive("commandsOverflow", names.overflow_group(), "Move it to its lane when load has fallen"),
+        "publishEvents": send("events", "Publish what was committed, in the order it was committed"),
+        "publishResults": send("commandResults", "Publish what became of each command"),
+    })
+}
+
+fn text(description: &str) -> Value {
+    json!({"type": "string", "description": description})
+}
+
+fn uuid(description: &str) -> Value {
+    json!({"type": "string", "format": "uuid", "description": description})
+}
+
+fn number(description: &str) -> Value {
+    json!({"type": "string", "pattern": "^[0-9]+$", "description": description})
+}
+
+fn commands() -> Map<String, Value> {
+    let headers = json!({
+        "type": "object",
+        "properties": {
+            headers::COMMAND_ID: uuid("Idempotency key, for commands whose value has none"),
+            headers::CORRELATION_ID: text("Follows the request through every topic and log line; made when absent"),
+            headers::CAUSATION_ID: text("What caused the command"),
+            headers::TRACEPARENT: text("W3C trace context"),
+            headers::REPLY_TO: text("Kept with the result"),
+            headers::PRINCIPAL: text("Who sent it; set by our HTTP server"),
+        },
+    });
+    let message = |(name, payload): (&str, Value)| {
+        let message = json!({
+            "name": name, "contentType": "application/json", "headers": headers, "payload": payload,
+            "correlationId": {"$ref": "#/components/correlationIds/correlation"},
+            "bindings": {"kafka": {"key": uuid("The order"), "bindingVersion": BINDING}},
+        });
+        (name.to_owned(), message)
+    };
+    message_schemas::commands().into_iter().map(message).collect()
+}
+
+/// The headers of everything that the relay publishes, from [`headers::Envelope`].
+fn published(own: &[(&str, Value)]) -> Value {
+    let mut properties = json!({
+        headers::CE_SPECVERSION: {"type": "string", "const": "1.0", "description": "CloudEvents, binary mode"},
+        headers::CE_ID: uuid("The same in every copy of the record"),
+        headers::CE_TYPE: text("With name space"),
+        headers::CE_SOURCE: text("The context"),
+        headers::CE_TIME: {"type": "string", "format": "date-time", "description": "When it was recorded, UTC"},
+        headers::CE_SUBJECT: uuid("The order"),
+        headers::SEQ: number("1, 2, 3 … without a hole in each partition"),
+        headers::COMMAND_ID: uuid("The command that caused it"),
+        headers::CORRELATION_ID: text("As the command carried it"),
+        headers::CAUSATION_ID: text("As the command carried it"),
+        headers::TRACEPARENT: text("W3C trace context, as the command carried it"),
+        headers::REPLY_TO: text("As the command carried it"),
+    });
+    let mut required = vec![
+        headers::CE_SPECVERSION,
+        headers::CE_ID,
+        headers::CE_TYPE,
+        headers::CE_SOURCE,
+        headers::CE_TIME,
+        headers::CE_SUBJECT,
+        headers::SEQ,
+        headers::COMMAND_ID,
+        headers::CORRELATION_ID,
+    ];
+    for (name, schema) in own {
+        properties[*name] = schema.clone();
+        if !required.contains(name) {
+            required.push(name);
+        }
+    }
+    json!({"type": "object", "properties": properties, "required": required})
+}
+
+fn events() -> anyhow::Result<Map<String, Value>> {
+    let catalogue = schemas::catalogue()?;
+    let mut messages = Map::new();
+    for one in catalogue.schemas() {
+        let full_name = format!("{}.{}", catalogue.namespace(), one.event_type);
+        let is_newest = catalogue.newest(&one.event_type).is_some_and(|newest| newest.version == one.version);
+        let summary = if is_newest { "Written now" } else { "In older history only" };
+        let headers = published(&[
+            (headers::CE_TYPE, json!({"type": "string", "const": full_name})),
+            (headers::CONTENT_TYPE, json!({"type": "string", "const": "application/avro"})),
+            (headers::SCHEMA_VERSION, json!({"type": "string", "const": one.version.to_string()})),
+            (headers::STREAM_VERSION, number("1, 2, 3 … within the order")),
+        ]);
+        let message = json!({
+            "name": full_name, "title": format!("{} version {}", one.event_type, one.version), "summary": summary,
+            "contentType": "application/avro", "headers": headers,
+            "payload": {
+                "schemaFormat": "application/vnd.apache.avro+json;version=1.9.0",
+                "schema": serde_json::from_str::<Value>(&one.definition)?,
+            },
+            "correlationId": {"$ref": "#/components/correlationIds/correlation"},
+            "bindings": {"kafka": {
+                "key": uuid("The order"), "schemaIdLocation": "payload", "schemaIdPayloadEncoding": "confluent",
+                "schemaLookupStrategy": "TopicRecordNameStrategy", "bindingVersion": BINDING,
+            }},
+        });
+        messages.insert(format!("{}.v{}", one.event_type, one.version), message);
+    }
+    Ok(messages)
+}
+
+fn results() -> Map<String, Value> {
+    let name = format!("{}.CommandResult", schemas::NAMESPACE);
+    let headers = published(&[
+        (headers::CE_TYPE, json!({"type": "string", "const": name})),
+        (headers::CONTENT_TYPE, json!({"type": "string", "const": "application/json"})),
+    ]);
+    let message = json!({
+        "name": name, "contentType": "application/json", "headers": headers, "payload": message_schemas::result(),
+        "correlationId": {"$ref": "#/components/correlationIds/correlation"},
+        "bindings": {"kafka": {"key": uuid("The command"), "bindingVersion": BINDING}},
+    });
+    Map::from_iter([("CommandResult".to_owned(), message)])
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::commands::Outcome;
+
+    fn read(path: &str) -> Value {
+        let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn the_committed_document_is_what_the_program_generates() {
+        let generated = document(&Settings::default()).unwrap();
+        let stale = "deploy/asyncapi.json is stale: `throughline schema asyncapi > deploy/asyncapi.json`";
+        assert!(read("deploy/asyncapi.json") == generated, "{stale}");
+    }
+
+    #[test]
+    fn the_document_is_valid_asyncapi() {
+        let schema = read("tests/asyncapi-schema/3.0.0.json");
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let mut document = document(&Settings::default()).unwrap();
+        let errors: Vec<_> = validator.iter_errors(&document).map(|error| format!("{error:.400}")).collect();
+        assert!(errors.is_empty(), "{}", errors.join("\n"));
+        // The validator sees mistakes: it is not that anything goes.
+        document["channels"]["events"]["addres"] = json!("x");
+        assert!(!validator.is_valid(&document));
+    }
+
+    #[test]
+    fn commands_and_results_match_their_schemas() {
+        for (name, schema) in message_schemas::commands() {
+            let validator = jsonschema::validator_for(&schema).unwrap();
+            let example = &schema["examples"][0];
+            assert!(validator.is_valid(example), "{name}: {example}");
+            let parsed = crate::orders::parse_command(example.to_string().as_bytes(), Uuid::nil());
+            assert!(parsed.is_ok(), "{name}: {parsed:?}");
+            let mut wrong = example.clone();
+            wrong["type"] = json!("DestroyOrder");
+            assert!(!validator.is_valid(&wrong), "{name}");
+        }
+        let validator = jsonschema::validator_for(&message_schemas::result()).unwrap();
+        let accepted = Outcome {
+            command_id: Uuid::nil(),
+            stream_id: Uuid::nil(),
+            payload_hash: Vec::new(),
+            accepted: true,
+            code: None,
+            reason: None,
+            version: Some(1),
+            partition: 0,
+            seq: Some(1),
+            correlation_id: "c".into(),
+            decided_at: Timestamp::UNIX_EPOCH,
+        };
+        let refused = Outcome { accepted: false, code: Some("ORDER_NOT_PAID".into()), seq: None, ..accepted.clone() };
+        for outcome in [accepted, refused] {
+            assert!(validator.is_valid(&outcome.to_json()), "{}", outcome.to_json());
+        }
+    }
+}

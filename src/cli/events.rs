@@ -1,0 +1,268 @@
+//! `throughline events tail|republish`: the history of the event store, shown or sent to a topic.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{FOUND_FALSE, Output, event_json, republish};
+use crate::app::install;
+use crate::orders::{OrdersCodec, OrdersContext};
+use crate::settings::Settings;
+use crate::store::events::{History, Span, StoredEvent, last_seqs};
+use crate::store::{DatabaseRole, Destination, connect, destinations};
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    #[command(subcommand)]
+    verb: EventsVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum EventsVerb {
+    /// Print events of the store, merged over partitions by time; from the end, wait for new ones
+    Tail(TailArgs),
+    /// Send the history of the store to another topic, in the newest schema versions; can be repeated
+    Republish(republish::RepublishArgs),
+}
+
+#[derive(Debug, Args)]
+struct TailArgs {
+    /// beginning, end, or PARTITION:SEQ (may be repeated; then only the partitions named)
+    #[arg(long, default_value = "end", value_name = "WHERE")]
+    from: Vec<Start>,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+    /// The fields as they were written, in the version they were written in
+    #[arg(long)]
+    raw: bool,
+    /// Wait for new events (as from the end)
+    #[arg(long, conflicts_with = "no_follow")]
+    follow: bool,
+    /// Stop at the end of what is there (as from elsewhere)
+    #[arg(long)]
+    no_follow: bool,
+    /// Stop after this many events
+    #[arg(long, value_name = "N")]
+    max: Option<u64>,
+}
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    Beginning,
+    End,
+    /// With this sequence number.
+    At {
+        partition: i32,
+        seq: i64,
+    },
+}
+
+impl FromStr for Start {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "say beginning, end, or PARTITION:SEQ such as 3:1200".to_owned();
+        match text {
+            "beginning" => Ok(Self::Beginning),
+            "end" => Ok(Self::End),
+            place => {
+                let (partition, seq) = place.split_once(':').ok_or_else(wrong)?;
+                let (partition, seq) =
+                    (partition.parse().map_err(|_| wrong())?, seq.parse::<i64>().map_err(|_| wrong())?);
+                if partition < 0 || seq < 1 { Err(wrong()) } else { Ok(Self::At { partition, seq }) }
+            }
+        }
+    }
+}
+
+/// Shows or sends.
+pub async fn run(args: EventsArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    match args.verb {
+        EventsVerb::Tail(tail_args) => tail(tail_args, settings).await,
+        EventsVerb::Republish(republish_args) => republish::run(republish_args, settings).await,
+    }
+}
+
+/// Events of one partition read at a time, at most, and their bytes.
+pub(super) const PAGE: (i64, i64) = (1_000, 8 * 1024 * 1024);
+/// While following, the store is looked at this often.
+const FOLLOW_EVERY: Duration = Duration::from_millis(200);
+
+/// The spans that `from` names, up to `upto` (by partition).
+///
+/// # Errors
+/// A partition that is not there, or named twice, or a place beside `beginning` or `end`.
+pub(super) fn spans(from: &[Start], destination: &Destination, last: &[i64], upto: i64) -> anyhow::Result<Vec<Span>> {
+    if let [only @ (Start::Beginning | Start::End)] = from {
+        let after = |partition: usize| if *only == Start::End { last[partition] } else { 0 };
+        return Ok((0..last.len())
+            .map(|partition| Span { partition: partition as i32, after: after(partition), upto })
+            .collect());
+    }
+    let mut spans: Vec<Span> = Vec::new();
+    for one in from {
+        let Start::At { partition, seq } = *one else {
+            anyhow::bail!("--from takes beginning or end alone, or places PARTITION:SEQ");
+        };
+        if partition >= destination.partitions {
+            anyhow::bail!(
+                "{} has partitions 0 to {}; there is no {partition}",
+                destination.name,
+                destination.partitions - 1
+            );
+        }
+        if spans.iter().any(|span| span.partition == partition) {
+            anyhow::bail!("--from names partition {partition} twice");
+        }
+        spans.push(Span { partition, after: seq - 1, upto });
+    }
+    Ok(spans)
+}
+
+async fn tail(args: TailArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+    // Read without the start-up check: what cannot be read is exactly what one may want to see.
+    let codec = install::orders_codec_unchecked(&client).await?;
+    let destination = destinations::find(&client, &install::orders_topics(settings).events()).await?;
+    let spans = spans(&args.from, &destination, &last_seqs(&client, &destination).await?, i64::MAX)?;
+    let mut history = History::new(&destination, &spans, PAGE.0, PAGE.1);
+    let follow = args.follow || (args.from == [Start::End] && !args.no_follow);
+    let mut printer = Printer::new(args.output, args.raw);
+    let mut left = args.max.unwrap_or(u64::MAX);
+    while left > 0 {
+        let events = history.next(&client).await?;
+        if events.is_empty() {
+            if !follow {
+                break;
+            }
+            tokio::time::sleep(FOLLOW_EVERY).await;
+        }
+        let shown = usize::try_from(left).unwrap_or(usize::MAX).min(events.len());
+        left -= shown as u64;
+        if !printer.print(&codec, &events[..shown]) {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    printer.end();
+    Ok(if printer.unreadable > 0 {
+        eprintln!("{} event(s) could not be read; run a newer version of the program", printer.unreadable);
+        ExitCode::from(FOUND_FALSE)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Prints events as they come: a table of fixed columns, since its end is not known.
+struct Printer {
+    output: Output,
+    raw: bool,
+    printed: u64,
+    unreadable: u64,
+}
+
+impl Printer {
+    fn new(output: Output, raw: bool) -> Self {
+        Self { output, raw, printed: 0, unreadable: 0 }
+    }
+
+    /// False when nobody reads any more.
+    fn print(&mut self, codec: &OrdersCodec, events: &[StoredEvent]) -> bool {
+        let mut text = String::new();
+        for event in events {
+            let row = self.row(codec, event);
+            match self.output {
+                Output::Ndjson => text.push_str(&format!("{row}\n")),
+                Output::Json => text.push_str(&format!("{}{row}", if self.printed == 0 { "[\n" } else { ",\n" })),
+                Output::Table => {
+                    if self.printed == 0 {
+                        text.push_str(&line(
+                            ["PARTITION", "SEQ", "RECORDED_AT", "TYPE", "VERSION", "STREAM"],
+                            "PAYLOAD",
+                        ));
+                    }
+                    text.push_str(&table_line(event, &row));
+                }
+            }
+            self.printed += 1;
+        }
+        write(&text)
+    }
+
+    fn row(&mut self, codec: &OrdersCodec, event: &StoredEvent) -> Value {
+        let payload = if self.raw {
+            codec.written(&event.payload).map(|written| written.value).map_err(|error| error.to_string())
+        } else {
+            event_json::newest::<OrdersContext>(codec, event)
+        };
+        match payload {
+            Ok(payload) => event_json::row::<OrdersContext>(event, payload),
+            Err(reason) => {
+                self.unreadable += 1;
+                let mut row = event_json::row::<OrdersContext>(event, Value::Null);
+                row["error"] = json!(reason);
+                row
+            }
+        }
+    }
+
+    fn end(&self) {
+        if self.output == Output::Json {
+            write(if self.printed == 0 { "[]\n" } else { "\n]\n" });
+        }
+    }
+}
+
+fn table_line(event: &StoredEvent, row: &Value) -> String {
+    let payload = match &row["error"] {
+        Value::String(reason) => format!("unreadable: {reason}"),
+        _ => row["payload"].to_string(),
+    };
+    let (partition, seq) = (event.partition.to_string(), event.seq.to_string());
+    let time = format!("{:.3}", event.recorded_at);
+    let (version, stream) = (event.version.to_string(), event.stream_id.to_string());
+    line([&partition, &seq, &time, &event.event_type, &version, &stream], &payload)
+}
+
+fn line([partition, seq, time, event_type, version, stream]: [&str; 6], payload: &str) -> String {
+    format!("{partition:<9}  {seq:<10}  {time:<24}  {event_type:<16}  {version:<7}  {stream:<36}  {payload}\n")
+}
+
+/// False when the reader of stdout went away, as `head` does.
+fn write(text: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_a_word_or_a_partition_and_a_number() {
+        assert_eq!("beginning".parse(), Ok(Start::Beginning));
+        assert_eq!("3:1200".parse(), Ok(Start::At { partition: 3, seq: 1200 }));
+        for wrong in ["", "3", "3:", "3:0", "-1:4", "a:b", "End"] {
+            assert!(wrong.parse::<Start>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn spans_come_from_one_word_or_from_places() {
+        let destination = Destination { id: 1, name: "t".into(), partitions: 2 };
+        let span = |partition, after| Span { partition, after, upto: 9 };
+        let of = |from: &[Start]| spans(from, &destination, &[5, 7], 9);
+        assert_eq!(of(&[Start::Beginning]).unwrap(), [span(0, 0), span(1, 0)]);
+        assert_eq!(of(&[Start::End]).unwrap(), [span(0, 5), span(1, 7)]);
+        let place = Start::At { partition: 1, seq: 3 };
+        assert_eq!(of(&[place]).unwrap(), [span(1, 2)]);
+        for wrong in [&[place, place][..], &[Start::End, place], &[Start::At { partition: 2, seq: 1 }]] {
+            assert!(of(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! `throughline events republish`: what to send, consent, progress. The sending is `relay::republish`'s.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::Output;
+use super::events::{Start, spans};
+use crate::app::install;
+use crate::kafka::topics::{self, TopicSpec};
+use crate::orders::schemas;
+use crate::relay::republish;
+use crate::settings::Settings;
+use crate::store::events::{Span, last_seqs};
+use crate::store::{DatabaseRole, connect, destinations};
+
+/// Wrong usage: consent is missing.
+const WRONG_USAGE: u8 = 2;
+
+/// Arguments of `events republish`.
+#[derive(Debug, Args)]
+pub(super) struct RepublishArgs {
+    /// beginning, or PARTITION:SEQ (may be repeated; then only the partitions named)
+    #[arg(long, default_value = "beginning", value_name = "WHERE")]
+    from: Vec<Start>,
+    /// The topic to write; made with as many partitions when it is not there
+    #[arg(long, value_name = "NAME")]
+    to_topic: String,
+    /// Print what would be sent, and send nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Sends what is committed now. Run again, it goes on behind what the topic holds.
+pub(super) async fn run(args: RepublishArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let topic = args.to_topic.as_str();
+    let ours = install::topic_specs(settings);
+    if ours.iter().any(|spec| spec.name == topic) {
+        bail!("{topic} belongs to the pipeline and is written by it alone; name another topic with --to-topic");
+    }
+    if args.from.contains(&Start::End) {
+        bail!("--from end sends nothing: say beginning, or places PARTITION:SEQ");
+    }
+    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+    let codec = install::orders_codec_unchecked(&client).await?;
+    let events_topic = install::orders_topics(settings).events();
+    let destination = destinations::find(&client, &events_topic).await?;
+    let last = last_seqs(&client, &destination).await?;
+    let wanted: Vec<Span> = spans(&args.from, &destination, &last, 0)?
+        .into_iter()
+        .map(|span| Span { upto: last[span.partition as usize], ..span })
+        .collect();
+    let left = match topics::partition_count(&settings.kafka, topic).await? {
+        None => wanted,
+        Some(count) if count == destination.partitions => republish::plan(settings, topic, &wanted).await?,
+        Some(count) => bail!(
+            "{topic} has {count} partitions and {events_topic} {}: the same order would not be the same partition's",
+            destination.partitions
+        ),
+    };
+    let events: i64 = left.iter().map(|span| (span.upto - span.after).max(0)).sum();
+    if args.dry_run {
+        print_plan(topic, &left, args.output);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !args.yes && !consent(&format!("send {events} events to {topic}?"))? {
+        return Ok(ExitCode::from(WRONG_USAGE));
+    }
+    let spec = ours.into_iter().find(|spec| spec.name == events_topic);
+    let spec: Vec<TopicSpec> = spec.map(|spec| TopicSpec { name: topic.to_owned(), ..spec }).into_iter().collect();
+    topics::apply(&settings.kafka, &spec).await?;
+    let bar = progress_bar(events.unsigned_abs());
+    let to = (&destination, topic);
+    let sent =
+        republish::run(settings, &client, to, schemas::NAMESPACE, &left, &codec, |done| bar.set_position(done)).await;
+    bar.finish_and_clear();
+    let row = json!({"topic": topic, "sent": sent?, "partitions": left.len()});
+    args.output.print(&["topic", "sent", "partitions"], &[row]);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_plan(topic: &str, spans: &[Span], output: Output) {
+    let row = |span: &Span| {
+        let events = (span.upto - span.after).max(0);
+        json!({"topic": topic, "partition": span.partition, "fromSeq": span.after + 1, "toSeq": span.upto, "events": events})
+    };
+    let rows: Vec<_> = spans.iter().map(row).collect();
+    output.print(&["topic", "partition", "fromSeq", "toSeq", "events"], &rows);
+}
+
+fn consent(question: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        eprintln!("{question} Confirm with --yes, or look first with --dry-run");
+        return Ok(false);
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Drawn on a terminal only.
+fn progress_bar(events: u64) -> ProgressBar {
+    let bar = ProgressBar::new(events);
+    let template = "{bar:40} {human_pos}/{human_len} events, {per_sec}, {eta} left";
+    bar.set_style(ProgressStyle::with_template(template).expect("the template is well formed"));
+    bar
+}

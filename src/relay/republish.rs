@@ -1,0 +1,244 @@
+//! History from the event store to another topic: the same keys, partitions, sequence numbers and
+//! headers, with values in the newest schema versions.
+//!
+//! Goes on behind the last sequence number that the target holds, so an interrupted run is simply
+//! repeated. Never touches the outbox, leases or the topics of the pipeline. Headers that only the
+//! outbox knows (`traceparent`, `reply-to`) belong to the first publication and are not repeated.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio_postgres::Client;
+use uuid::fmt::Hyphenated;
+
+use super::publisher::{Acknowledged, Handed, Outgoing, Publisher};
+use super::reader::source_of;
+use super::tail::{self, Tail, TailRequest};
+use crate::engine::EventCodec;
+use crate::kafka::headers::Envelope;
+use crate::kafka::{KafkaError, TopicPartition};
+use crate::settings::Settings;
+use crate::store::events::{History, Span, StoredEvent};
+use crate::store::{Destination, StoreError};
+
+/// Records looked back through at the target's end for a sequence number.
+const LOOK_BACK: i64 = 1_000;
+/// Events of one partition read at a time, at most, and their bytes.
+const PAGE: (i64, i64) = (2_000, 8 * 1024 * 1024);
+
+/// What ends a republication.
+#[derive(Debug, thiserror::Error)]
+pub enum RepublishError {
+    /// The target cannot take this history.
+    #[error("{target} cannot be written: {reason}")]
+    Target { target: TopicPartition, reason: String },
+    /// Another run is under way.
+    #[error("another run republishes to {topic} at the moment; wait for it, or stop it and try again")]
+    Busy { topic: String },
+    /// An event that this program cannot read.
+    #[error("event {partition}:{seq} cannot be read: {reason}")]
+    Event { partition: i32, seq: i64, reason: String },
+    /// A record that did not get through.
+    #[error("{target} seq {seq} was not taken: {reason}. What is there stays; run it again to go on")]
+    Refused { target: TopicPartition, seq: i64, reason: String },
+    /// The producer as a whole gave up.
+    #[error("the producer gave up: {0}. What is there stays; run it again to go on")]
+    Producer(String),
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What is left to send of `wanted`, by what the target holds. Spans without anything left stay, empty.
+///
+/// # Errors
+/// A target that holds records of others, has lost its records, or would get a hole.
+pub async fn plan(settings: &Settings, topic: &str, wanted: &[Span]) -> Result<Vec<Span>, RepublishError> {
+    let name: Arc<str> = topic.into();
+    let target = |span: &Span| TopicPartition { topic: name.clone(), partition: span.partition };
+    let requests: Vec<_> =
+        wanted.iter().map(|span| TailRequest { target: target(span), published: 0, look_back: LOOK_BACK }).collect();
+    let kafka = settings.kafka.clone();
+    let tails = tokio::task::spawn_blocking(move || tail::read(&kafka, &requests))
+        .await
+        .map_err(|error| RepublishError::Producer(error.to_string()))??;
+    let mut spans = Vec::new();
+    for (span, tail) in wanted.iter().zip(tails) {
+        let refused = |reason: String| RepublishError::Target { target: target(span), reason };
+        let after = match tail? {
+            Tail::Untouched => span.after,
+            Tail::At(seq) if seq < span.after => {
+                return Err(refused(format!(
+                    "it ends at seq {seq}; beginning with {} would leave a hole",
+                    span.after + 1
+                )));
+            }
+            Tail::At(seq) => seq,
+            Tail::Expired => return Err(refused("its records have expired; name a new topic".into())),
+            Tail::Foreign { .. } => return Err(refused("it holds records of others; name a new topic".into())),
+        };
+        spans.push(Span { after: after.min(span.upto.max(span.after)), ..*span });
+    }
+    Ok(spans)
+}
+
+/// Sends `spans` to `topic`; returns how many records Kafka acknowledged. `progress` is told that
+/// number now and then. `namespace` goes before event types, such as `throughline.orders`.
+pub async fn run<C: EventCodec>(
+    settings: &Settings,
+    client: &Client,
+    (destination, topic): (&Destination, &str),
+    namespace: &str,
+    spans: &[Span],
+    codec: &C,
+    progress: impl FnMut(u64),
+) -> Result<u64, RepublishError> {
+    lock(client, topic).await?;
+    let notify = Arc::new(Notify::new());
+    let publisher = Publisher::new(&settings.kafka, settings.relay.in_flight_max, notify.clone())?;
+    let name: Arc<str> = topic.into();
+    let lanes = spans.iter().map(|span| {
+        let target = TopicPartition { topic: name.clone(), partition: span.partition };
+        (span.partition, (target, Acknowledged::new(span.after), span.after))
+    });
+    let mut sending = Sending { settings, namespace, publisher, notify, lanes: lanes.collect(), progress };
+    let outcome = sending.all(client, History::new(destination, spans, PAGE.0, PAGE.1), codec).await;
+    let done = sending.done();
+    // Ending the producer blocks, and tells best what it failed from.
+    let publisher = sending.publisher;
+    let failure = tokio::task::spawn_blocking(move || publisher.end()).await.ok().flatten();
+    match (outcome, failure) {
+        (Err(error), _) => Err(error),
+        (Ok(()), None) => Ok(done),
+        (Ok(()), Some(failure)) => Err(match failure.record {
+            Some((target, seq)) => RepublishError::Refused { target, seq, reason: failure.reason },
+            None => RepublishError::Producer(failure.reason),
+        }),
+    }
+}
+
+/// One run a target at a time: two would interleave. Held until the connection ends.
+async fn lock(client: &Client, topic: &str) -> Result<(), RepublishError> {
+    let statement = "select pg_try_advisory_lock(hashtextextended('throughline republish ' || $1, 0))";
+    let row =
+        client.query_one(statement, &[&topic]).await.map_err(StoreError::at("take the lock of a republication"))?;
+    if row.get(0) { Ok(()) } else { Err(RepublishError::Busy { topic: topic.to_owned() }) }
+}
+
+struct Sending<'a, P> {
+    settings: &'a Settings,
+    namespace: &'a str,
+    publisher: Publisher,
+    notify: Arc<Notify>,
+    /// By partition: the target, what it acknowledged, and where it began.
+    lanes: HashMap<i32, (TopicPartition, Arc<Acknowledged>, i64)>,
+    progress: P,
+}
+
+impl<P: FnMut(u64)> Sending<'_, P> {
+    /// Ok when everything was acknowledged, or the publisher failed and tells why itself.
+    async fn all<C: EventCodec>(
+        &mut self,
+        client: &Client,
+        mut history: History,
+        codec: &C,
+    ) -> Result<(), RepublishError> {
+        loop {
+            let events = history.next(client).await?;
+            if events.is_empty() {
+                break;
+            }
+            for event in &events {
+                if !self.send(event, codec).await? {
+                    return Ok(());
+                }
+            }
+            self.report();
+        }
+        while self.publisher.in_flight() > 0 && !self.publisher.has_failed() {
+            self.notify.notified().await;
+        }
+        self.report();
+        Ok(())
+    }
+
+    /// False when the publisher failed.
+    async fn send<C: EventCodec>(&mut self, stored: &StoredEvent, codec: &C) -> Result<bool, RepublishError> {
+        let unreadable = |error: crate::engine::UndecodableEvent| RepublishError::Event {
+            partition: stored.partition,
+            seq: stored.seq,
+            reason: error.to_string(),
+        };
+        let event = codec.decode(&stored.payload).map_err(unreadable)?;
+        let newest = codec.encode(&event).map_err(unreadable)?;
+        // What is in the newest version already goes byte for byte.
+        let value = if newest.schema_version == stored.schema_version { &stored.payload } else { &newest.bytes };
+        let message_type = format!("{}.{}", self.namespace, stored.event_type);
+        let source = source_of(&message_type);
+        let mut key = [0; Hyphenated::LENGTH];
+        let key: &str = stored.stream_id.hyphenated().encode_lower(&mut key);
+        let limits = &self.settings.relay;
+        loop {
+            let full = self.publisher.in_flight() >= limits.in_flight_max
+                || self.publisher.in_flight_bytes() >= limits.in_flight_bytes_max;
+            let (target, acknowledged, _) =
+                self.lanes.get(&stored.partition).expect("history reads the partitions of the lanes");
+            let handed = if full {
+                Handed::Full
+            } else {
+                self.publisher.hand_over(Outgoing {
+                    target,
+                    acknowledged,
+                    seq: stored.seq,
+                    key,
+                    headers: envelope(stored, &message_type, &source, newest.schema_version).headers(),
+                    created_ms: stored.recorded_at.as_millisecond(),
+                    value,
+                })
+            };
+            match handed {
+                Handed::Taken => return Ok(true),
+                Handed::Failed => return Ok(false),
+                Handed::TooLarge => {
+                    let reason = format!("{} bytes are more than the client takes", value.len());
+                    return Err(RepublishError::Refused { target: target.clone(), seq: stored.seq, reason });
+                }
+                Handed::Full if self.publisher.has_failed() => return Ok(false),
+                Handed::Full => {
+                    self.notify.notified().await;
+                    self.report();
+                }
+            }
+        }
+    }
+
+    fn done(&self) -> u64 {
+        self.lanes.values().map(|(_, acknowledged, began)| acknowledged.seq().abs_diff(*began)).sum()
+    }
+
+    fn report(&mut self) {
+        let done = self.done();
+        (self.progress)(done);
+    }
+}
+
+fn envelope<'a>(stored: &'a StoredEvent, message_type: &'a str, source: &'a str, schema_version: i16) -> Envelope<'a> {
+    Envelope {
+        id: stored.event_id,
+        message_type,
+        source,
+        time: stored.recorded_at,
+        subject: stored.stream_id,
+        content_type: "application/avro",
+        schema_version: Some(schema_version),
+        stream_version: Some(stored.version),
+        seq: stored.seq,
+        command_id: stored.command_id,
+        correlation_id: &stored.correlation_id,
+        causation_id: stored.causation_id.as_deref(),
+        traceparent: None,
+        reply_to: None,
+    }
+}

@@ -1,0 +1,166 @@
+//! Reading the event store: whole history by (partition, seq), or one stream by version.
+//!
+//! The store is authoritative for what happened; bytes come as they were written. Decoding belongs
+//! to the caller. Reading `seq > n` skips nothing: commit order is `seq` order.
+
+use std::collections::VecDeque;
+
+use jiff::Timestamp;
+use tokio_postgres::{GenericClient, Row};
+use uuid::Uuid;
+
+use super::{Destination, StoreError};
+
+/// One event as the store holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvent {
+    pub partition: i32,
+    /// From 1, dense within the partition.
+    pub seq: i64,
+    pub stream_id: Uuid,
+    /// From 1, dense within the stream.
+    pub version: i64,
+    pub event_id: Uuid,
+    /// Type without name space.
+    pub event_type: String,
+    /// The version it was written in.
+    pub schema_version: i16,
+    pub command_id: Uuid,
+    pub correlation_id: String,
+    pub causation_id: Option<String>,
+    /// Who sent the command, where that was authenticated.
+    pub principal: Option<String>,
+    pub recorded_at: Timestamp,
+    /// Framed bytes, as published.
+    pub payload: Vec<u8>,
+}
+
+const COLUMNS: &str = "e.partition, e.seq, e.stream_id, e.version, e.event_id, e.type, e.schema_version, e.command_id, \
+                       e.correlation_id, e.causation_id, e.principal, e.recorded_at, e.payload";
+
+fn stored(row: &Row) -> StoredEvent {
+    StoredEvent {
+        partition: row.get(0),
+        seq: row.get(1),
+        stream_id: row.get(2),
+        version: row.get(3),
+        event_id: row.get(4),
+        event_type: row.get(5),
+        schema_version: row.get(6),
+        command_id: row.get(7),
+        correlation_id: row.get(8),
+        causation_id: row.get(9),
+        principal: row.get(10),
+        recorded_at: row.get(11),
+        payload: row.get(12),
+    }
+}
+
+/// The events of one stream, oldest first.
+pub async fn of_stream(
+    client: &impl GenericClient,
+    destination: &Destination,
+    partition: i32,
+    stream_id: Uuid,
+) -> Result<Vec<StoredEvent>, StoreError> {
+    let statement = format!(
+        "select {COLUMNS} from throughline.events e
+         where e.partition = $1 and e.topic = $2 and e.stream_id = $3 order by e.version"
+    );
+    let rows = client
+        .query(&statement, &[&partition, &destination.id, &stream_id])
+        .await
+        .map_err(StoreError::at("read the events of a stream"))?;
+    Ok(rows.iter().map(stored).collect())
+}
+
+/// The last sequence number committed in each partition, by partition.
+pub async fn last_seqs(client: &impl GenericClient, destination: &Destination) -> Result<Vec<i64>, StoreError> {
+    let rows = client
+        .query("select last_seq from throughline.counters where topic = $1 order by partition", &[&destination.id])
+        .await
+        .map_err(StoreError::at("read how far the store got"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Where one partition is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub partition: i32,
+    /// Events behind this sequence number.
+    pub after: i64,
+    /// Up to and including this one.
+    pub upto: i64,
+}
+
+/// Reads several partitions in pages, merged by the time of recording; within a partition always by
+/// `seq`. Holds one page a partition in memory.
+pub struct History {
+    topic: i16,
+    page_events: i64,
+    page_bytes: i64,
+    lanes: Vec<Lane>,
+}
+
+struct Lane {
+    span: Span,
+    read: VecDeque<StoredEvent>,
+}
+
+impl History {
+    /// Reads `spans`, `page_events` of a partition at a time, or fewer when they come to `page_bytes`.
+    pub fn new(destination: &Destination, spans: &[Span], page_events: i64, page_bytes: i64) -> Self {
+        let lanes = spans.iter().map(|span| Lane { span: *span, read: VecDeque::new() }).collect();
+        Self { topic: destination.id, page_events, page_bytes, lanes }
+    }
+
+    /// The next events; none when everything committed so far was read. Later calls find what came since.
+    pub async fn next(&mut self, client: &impl GenericClient) -> Result<Vec<StoredEvent>, StoreError> {
+        self.refill(client).await?;
+        let mut ready = Vec::new();
+        loop {
+            let first = |lane: &Lane| lane.read.front().map(|event| (event.recorded_at, event.partition));
+            let Some(lane) = self.lanes.iter_mut().filter(|lane| first(lane).is_some()).min_by_key(|lane| first(lane))
+            else {
+                return Ok(ready);
+            };
+            ready.extend(lane.read.pop_front());
+            // What follows in the emptied lane may come before the heads of the others.
+            if lane.read.is_empty() {
+                return Ok(ready);
+            }
+        }
+    }
+
+    async fn refill(&mut self, client: &impl GenericClient) -> Result<(), StoreError> {
+        let empty = || self.lanes.iter().filter(|lane| lane.read.is_empty() && lane.span.after < lane.span.upto);
+        let partitions: Vec<i32> = empty().map(|lane| lane.span.partition).collect();
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let after: Vec<i64> = empty().map(|lane| lane.span.after).collect();
+        let upto: Vec<i64> = empty().map(|lane| lane.span.upto).collect();
+        let statement = format!(
+            "select {COLUMNS}
+             from unnest($1::int[], $2::bigint[], $3::bigint[]) as wanted (partition, after, upto)
+             cross join lateral (
+                 select *, sum(octet_length(o.payload)) over (order by o.seq) - octet_length(o.payload) as bytes_before
+                 from throughline.events o
+                 where o.partition = wanted.partition and o.topic = $4 and o.seq > wanted.after
+                   and o.seq <= wanted.upto
+                 order by o.seq limit $5) e
+             where e.bytes_before < $6 order by e.partition, e.seq"
+        );
+        let rows = client
+            .query(&statement, &[&partitions, &after, &upto, &self.topic, &self.page_events, &self.page_bytes])
+            .await
+            .map_err(StoreError::at("read a page of events"))?;
+        for event in rows.iter().map(stored) {
+            let lane = self.lanes.iter_mut().find(|lane| lane.span.partition == event.partition);
+            let lane = lane.expect("only the partitions of lanes were asked for");
+            lane.span.after = event.seq;
+            lane.read.push_back(event);
+        }
+        Ok(())
+    }
+}
