@@ -28,7 +28,7 @@ const KEY_BYTES_MAX: usize = 255;
 pub struct CommandQuery {
     /// The lane that the command travels on.
     #[serde(default)]
-    #[param(inline)]
+    #[param(inline, nullable = false)]
     pub lane: Option<Lane>,
 }
 
@@ -41,6 +41,7 @@ pub struct CommandHeaders {
     #[param(
         rename = "Idempotency-Key",
         required = false,
+        nullable = false,
         min_length = 1,
         max_length = 255,
         pattern = r"^[!#-\[\]-~]+$",
@@ -48,13 +49,26 @@ pub struct CommandHeaders {
     )]
     pub idempotency_key: Option<String>,
     /// The version that must stand, as an ETag.
-    #[param(rename = "If-Match", required = false, pattern = r#"^"[0-9]{1,18}"$"#, example = "\"1\"")]
+    #[param(
+        rename = "If-Match",
+        required = false,
+        nullable = false,
+        pattern = r#"^"[0-9]{1,18}"$"#,
+        example = "\"1\""
+    )]
     pub if_match: Option<String>,
     /// `wait=N` waits up to N seconds for the outcome.
-    #[param(rename = "Prefer", required = false, pattern = r"^wait=[0-9]{1,3}$", example = "wait=5")]
+    #[param(rename = "Prefer", required = false, nullable = false, example = "wait=5")]
     pub prefer: Option<String>,
     /// Follows the request through every topic and log line; made when absent.
-    #[param(rename = "X-Correlation-ID", required = false, min_length = 1, max_length = 256, pattern = r"^[!-~]+$")]
+    #[param(
+        rename = "X-Correlation-ID",
+        required = false,
+        nullable = false,
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[!-~]+$"
+    )]
     pub correlation_id: Option<String>,
 }
 

@@ -27,7 +27,12 @@ pub const AS_OF_POSITIONS: HeaderName = HeaderName::from_static("as-of-positions
 pub struct ReadHeaders {
     /// What a decided write answered: the read waits, up to a deadline, until it shows that write,
     /// and tells by the answer header `Consistency` whether it does. Several may be joined by commas.
-    #[param(rename = "Consistency-Token", required = false, pattern = r"^[0-9a-f]{1,8}-[0-9a-f]{1,16}-[0-9a-f]{8}$")]
+    #[param(
+        rename = "Consistency-Token",
+        required = false,
+        nullable = false,
+        pattern = r"^[0-9a-f]{1,8}-[0-9a-f]{1,16}-[0-9a-f]{8}$"
+    )]
     pub consistency_token: Option<String>,
 }
 

@@ -51,7 +51,7 @@ impl Api {
             Problem::new(RATE_LIMITED, "this caller sends more commands a second than it may").retry_after(seconds)
         })?;
         if submission.repeatable
-            && let Some(outcome) = self.decided(command_id, Some(stream_id)).await?
+            && let Some(outcome) = self.decided_before(&submission).await?
         {
             check_payload(&outcome, value)?;
             return match submission.wait {
@@ -81,6 +81,13 @@ impl Api {
         check_payload(&outcome, value)?;
         metrics::histogram!("throughline_http_sync_seconds").record(handed_at.elapsed());
         conclude(outcome, envelope)
+    }
+
+    /// The outcome of an earlier try. Accepting needs no database: where it is away, the command is
+    /// handed over again, and the processor sees that it is the same.
+    async fn decided_before(&self, submission: &Submission<'_>) -> Result<Option<Outcome>, Problem> {
+        let decided = self.decided(submission.command_id, Some(submission.stream_id)).await;
+        if submission.wait.is_some() { decided } else { Ok(decided.unwrap_or_default()) }
     }
 
     /// The outcome of a command, if it was decided; that of `stream_id` where one is given.

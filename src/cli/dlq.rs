@@ -1,12 +1,15 @@
 //! `throughline dlq list|show|replay|discard`: what could not be handled, events and commands alike.
 
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
+use rdkafka::ClientContext;
+use rdkafka::message::DeliveryResult;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use serde_json::{Value, json};
 
 use super::projection::{Consent, projectors};
@@ -213,10 +216,13 @@ async fn replay_commands(
         }
         return Ok(true);
     }
-    let producer: ThreadedProducer<DefaultProducerContext> =
-        client::producer(&settings.kafka, 5).create().context("cannot make a producer")?;
+    let delivered: Arc<Mutex<Vec<i64>>> = Arc::default();
+    let producer: ThreadedProducer<Deliveries> = client::producer(&settings.kafka, 5)
+        .create_with_context(Deliveries { ids: delivered.clone() })
+        .context("cannot make a producer")?;
     for one in &commands {
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&one.letter.source_topic);
+        let mut record: BaseRecord<'_, [u8], [u8], Box<i64>> =
+            BaseRecord::with_opaque_to(&one.letter.source_topic, Box::new(one.id));
         if let Some(key) = &one.letter.key {
             record = record.key(key);
         }
@@ -232,9 +238,28 @@ async fn replay_commands(
             .map_err(|(error, _)| error)
             .with_context(|| format!("cannot produce dead letter {}", one.id))?;
     }
-    producer.flush(DELIVERY_WAIT).context("not every command was taken by Kafka; none is closed, replay again")?;
-    let ids: Vec<i64> = commands.iter().map(|one| one.id).collect();
+    let flushed = producer.flush(DELIVERY_WAIT);
+    let ids = std::mem::take(&mut *delivered.lock().unwrap_or_else(PoisonError::into_inner));
     let closed = dead_letters::close(client, &ids, "replayed").await?;
-    eprintln!("{closed} command(s) produced again");
-    Ok(true)
+    eprintln!("{closed} of {} command(s) produced again", commands.len());
+    flushed.context("Kafka did not take every command in time; those that it did not take stay open")?;
+    Ok(ids.len() == commands.len())
+}
+
+/// Collects the ids of the dead letters that Kafka acknowledged.
+struct Deliveries {
+    ids: Arc<Mutex<Vec<i64>>>,
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = Box<i64>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, id: Box<i64>) {
+        match result {
+            Ok(_) => self.ids.lock().unwrap_or_else(PoisonError::into_inner).push(*id),
+            Err((error, _)) => eprintln!("dead letter {id} was not taken: {error}"),
+        }
+    }
 }

@@ -30,6 +30,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// A record without headers and time.
+    pub fn new(source: TopicPartition, offset: i64, key: Option<Vec<u8>>, value: Option<Vec<u8>>) -> Self {
+        Self { source, offset, timestamp_ms: 0, key, value, headers: Vec::new() }
+    }
+
     /// Copies a message out of the client's buffer.
     pub fn detach(message: &BorrowedMessage<'_>, topic: Arc<str>) -> Self {
         let headers = message.headers().map_or_else(Vec::new, |headers| {

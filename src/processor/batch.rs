@@ -62,3 +62,28 @@ impl<P> Batch<P> {
         (self, rest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::decide_tests::{batch_of, place};
+    use uuid::Uuid;
+
+    #[test]
+    fn halves_move_the_offsets_one_after_the_other() {
+        let id = Uuid::from_u128;
+        // Partition 0 at offsets 0 to 2, partition 1 at offset 0.
+        let batch = batch_of(&[
+            (0, place(id(1), id(11))),
+            (1, place(id(2), id(12))),
+            (0, place(id(3), id(13))),
+            (0, place(id(4), id(14))),
+        ]);
+        let span = |source: &super::Source| (source.expected, source.next);
+        assert_eq!(batch.sources.iter().map(span).collect::<Vec<_>>(), [(0, 3), (0, 1)]);
+        let (first, second) = batch.split();
+        assert_eq!(first.sources.iter().map(span).collect::<Vec<_>>(), [(0, 1), (0, 1)]);
+        assert_eq!(second.sources.iter().map(span).collect::<Vec<_>>(), [(1, 3), (1, 1)]);
+        assert_eq!(second.moving().count(), 1);
+        assert!(!second.is_done());
+    }
+}

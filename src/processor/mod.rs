@@ -10,6 +10,8 @@ mod append;
 mod batch;
 mod cache;
 mod decide;
+#[cfg(test)]
+mod decide_tests;
 mod intake;
 mod lanes;
 mod load;
@@ -18,6 +20,7 @@ mod outcome;
 mod restore;
 mod retry;
 mod session;
+mod watch;
 mod worker;
 
 use std::collections::HashMap;
@@ -39,6 +42,7 @@ use cache::States;
 use intake::Intake;
 use lanes::Lanes;
 use offsets::{OffsetsOwner, TopicIds};
+use watch::Watch;
 use worker::Worker;
 
 /// What the aggregate of a context decides on.
@@ -102,6 +106,8 @@ pub async fn run<C: BoundedContext>(
     for index in 0..settings.processor.workers.max(1) {
         workers.spawn(worker(&settings, &scope, &consumers, index, &wake, &shutdown).run());
     }
+    let watched = CancellationToken::new();
+    let watching = tokio::spawn(watch(&settings, &names, &scope, &consumers)?.run(watched.clone()));
     tracing::info!(context = C::NAME, workers = workers.len(), "processor runs");
 
     let mut outcome = Ok(());
@@ -115,6 +121,7 @@ pub async fn run<C: BoundedContext>(
             };
         }
     }
+    watched.cancel();
     for consumer in consumers.iter() {
         consumer.begin_stop();
     }
@@ -127,6 +134,7 @@ pub async fn run<C: BoundedContext>(
             outcome = Err(error.into());
         }
     }
+    outcome = outcome.and(watching.await.map_err(Into::into));
     tracing::info!(context = C::NAME, "processor stopped");
     outcome
 }
@@ -228,4 +236,19 @@ fn worker<C: BoundedContext>(
         shutdown: shutdown.clone(),
         announced: HashMap::new(),
     }
+}
+
+fn watch<C: BoundedContext>(
+    settings: &Settings,
+    names: &TopicNames,
+    scope: &Scope<C>,
+    consumers: &Arc<Vec<Consumer>>,
+) -> Result<Watch, ProcessorError> {
+    Ok(Watch {
+        kafka: Arc::new(offsets::inquirer(&settings.kafka)?),
+        request_wait: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms)),
+        topics: names.lanes().to_vec(),
+        consumers: consumers.clone(),
+        topic_ids: scope.topic_ids.clone(),
+    })
 }

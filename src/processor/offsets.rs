@@ -46,6 +46,11 @@ impl TopicIds {
         ids.get(topic).map_or_else(|| topic.to_owned(), |id| format!("{topic}@{id}"))
     }
 
+    /// The id that the last claim found.
+    pub fn get(&self, topic: &str) -> Option<String> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
+    }
+
     fn note(&self, topic: &str, id: &str) {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.to_owned(), id.to_owned());
     }

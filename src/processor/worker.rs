@@ -162,7 +162,7 @@ impl<C: BoundedContext> Worker<C> {
         let outcome = self.transact(&session, batch).await;
         for source in batch.sources.iter_mut().filter(|source| source.lost) {
             tracing::info!(partition = %source.place, epoch = source.epoch,
-                "another claim took this partition over; its commands leave the batch");
+                "another claim took this partition over, or an earlier try did commit; its commands leave the batch");
             metrics::counter!("throughline_processor_claims_lost_total").increment(1);
             self.consumers[source.lane].reclaim(&source.place, source.epoch);
             source.lost = false;

@@ -6,10 +6,11 @@
 //! move. Killed anywhere before that commits, nothing has happened: the next run discards what is left.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use tokio::task::JoinSet;
 use tokio_postgres::{Client, Transaction};
 
 use super::checkpoint::{self, Checkpoint};
@@ -50,7 +51,7 @@ const CATCH_UP_PASSES: usize = 20;
 /// Rebuilds the tables of a projection and switches to them. Reads go on throughout.
 pub async fn rebuild<E: Send + Sync + 'static>(
     projector: &Projector<E>,
-    progress: &Progress,
+    progress: &Arc<Progress>,
     dry_run: bool,
 ) -> Result<RebuildReport, ProjectionLoopError> {
     let started = Instant::now();
@@ -86,7 +87,7 @@ pub async fn rebuild<E: Send + Sync + 'static>(
 async fn describe<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     owner: &mut Client,
-    progress: &Progress,
+    progress: &Arc<Progress>,
 ) -> Result<RebuildReport, ProjectionLoopError> {
     let tx = owner.transaction().await.map_err(StoreError::at("begin a dry run"))?;
     let generations = Generations::load(&tx, projector.name()).await?;
@@ -153,7 +154,7 @@ async fn fill_all<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     owner: &Client,
     epoch: i64,
-    progress: &Progress,
+    progress: &Arc<Progress>,
 ) -> Result<i64, ProjectionLoopError> {
     let live = checkpoint::load(owner, projector.name(), LIVE).await?;
     progress.total.store(live.iter().map(|row| row.seq.unsigned_abs()).sum(), Ordering::Relaxed);
@@ -167,17 +168,25 @@ async fn fill_all<E: Send + Sync + 'static>(
     }
     let events = spans.iter().map(|(_, after, upto)| upto - after).sum();
     let workers = projector.settings.projection.rebuild_workers.clamp(1, spans.len().max(1));
-    let queue = Mutex::new(spans);
-    let work = (0..workers).map(|_| fill_worker(projector, &queue, epoch, progress));
-    futures_util::future::try_join_all(work).await?;
+    let queue = Arc::new(Mutex::new(spans));
+    // Tasks of their own, so that decoding uses every core; dropping the set ends them.
+    let mut tasks = JoinSet::new();
+    for _ in 0..workers {
+        tasks.spawn(fill_worker(projector.clone(), queue.clone(), epoch, progress.clone()));
+    }
+    while let Some(outcome) = tasks.join_next().await {
+        outcome.unwrap_or_else(|panic| {
+            Err(ProjectionLoopError::refused(projector.name(), format!("its handler panicked: {panic}")))
+        })?;
+    }
     Ok(events)
 }
 
 async fn fill_worker<E: Send + Sync + 'static>(
-    projector: &Projector<E>,
-    queue: &Mutex<VecDeque<(i32, i64, i64)>>,
+    projector: Projector<E>,
+    queue: Arc<Mutex<VecDeque<(i32, i64, i64)>>>,
     epoch: i64,
-    progress: &Progress,
+    progress: Arc<Progress>,
 ) -> Result<(), ProjectionLoopError> {
     let take = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
     let mut client = None;
@@ -187,7 +196,7 @@ async fn fill_worker<E: Send + Sync + 'static>(
             empty => empty.insert(projector.connect(NEXT).await?),
         };
         while reached < upto {
-            let (last, applied) = fill_span(projector, client, epoch, (partition, reached, upto)).await?;
+            let (last, applied) = fill_span(&projector, client, epoch, (partition, reached, upto)).await?;
             reached = last;
             progress.done.fetch_add(applied as u64, Ordering::Relaxed);
             crate::crash_point!("projection.rebuild.after_chunk");
@@ -225,7 +234,7 @@ async fn hand_over<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     owner: &mut Client,
     partitions: i32,
-    progress: &Progress,
+    progress: &Arc<Progress>,
 ) -> Result<RebuildReport, ProjectionLoopError> {
     let name = projector.name();
     let tx = owner.transaction().await.map_err(StoreError::at("begin the hand-over"))?;

@@ -24,8 +24,9 @@
 //!
 //! # What can still happen on the wire
 //! No hole and nothing out of order within what is new: records never time out in the producer, and
-//! one that is refused for good stops the producer before the next is sent
-//! (`enable.gapless.guarantee`). A time-out bounded by the lease would keep a resumed zombie from
+//! one that is refused for good stops the producer, while the broker refuses what was sent behind it
+//! (`enable.gapless.guarantee`; the first record of a producer goes alone, since a broker that does
+//! not know it yet takes any sequence). A time-out bounded by the lease would keep a resumed zombie from
 //! sending late, but lets record `n` expire while `n + 1` leaves: a hole. So late it is:
 //! - A relay that was stopped (SIGSTOP, a paused machine) past its lease and resumed sends what its
 //!   client still holds, at most `relay.in_flight_max` records, before it notices. They repeat numbers

@@ -37,6 +37,10 @@ pub struct Partition {
     pub epoch: i64,
     pub state: State,
     pub hand_back: bool,
+    /// Where this producer began. Its first record goes alone: a broker that does not know the
+    /// producer yet takes any sequence, so a second request would be appended although the first was
+    /// refused. Once one is acknowledged, the broker itself refuses a gap.
+    start: i64,
     /// Handed to the producer up to here.
     pub sent: i64,
     pub acknowledged: Arc<Acknowledged>,
@@ -73,6 +77,7 @@ impl Partition {
             epoch: lease.epoch,
             state: State::Unaligned,
             hand_back: lease.hand_back,
+            start: lease.published,
             sent: lease.published,
             acknowledged: Acknowledged::new(lease.published),
             marked: lease.published,
@@ -96,8 +101,11 @@ impl Partition {
         })
     }
 
-    /// Rows to read next, at most; none while a batch of a search is on its way.
+    /// Rows to read next, at most; none while a record or batch that goes alone is on its way.
     pub fn rows_wanted(&self, at_most: i64) -> Option<i64> {
+        if self.acknowledged.seq() == self.start {
+            return (self.sent == self.start).then_some(1);
+        }
         match self.search {
             Some(search) if self.sent < search.until => (!self.has_in_flight()).then(|| at_most.min(search.rows)),
             _ => Some(at_most),
@@ -107,6 +115,9 @@ impl Partition {
     /// A batch was refused for its size: one of its records, or their sum. Smaller ones tell. False
     /// when it was a single record.
     pub fn search_for_culprit(&mut self, refused: i64) -> bool {
+        if refused == self.start + 1 {
+            return false;
+        }
         let rows = match self.search {
             Some(Search { rows: 1, .. }) => return false,
             Some(Search { rows, until }) if refused <= until => rows / 8,
@@ -119,6 +130,7 @@ impl Partition {
     /// Starts publishing behind `seq`.
     pub fn stream_after(&mut self, seq: i64) {
         self.search = self.search.filter(|search| search.until > seq);
+        self.start = seq;
         self.sent = seq;
         self.acknowledged = Acknowledged::new(seq);
         self.state = State::Streaming;
@@ -144,16 +156,19 @@ pub fn start_after(published: i64, last_seq: i64, tail: Tail, accept_loss: bool)
         Tail::Untouched => Err(format!(
             "the partition is empty although {published} records were published: the topic was created anew. {RESTORE}"
         )),
-        Tail::At(seq) if seq > last_seq => Err(format!(
+        Tail::At { seq, .. } if seq > last_seq => Err(format!(
             "the partition holds seq {seq} but the store has committed only {last_seq}: the database was set back, \
              and the numbers in between would be used again for other events. Restore the database to a state that \
              holds them, or begin with new topics (another topics.prefix)."
         )),
-        Tail::At(seq) if seq < published && !accept_loss => Err(format!(
+        Tail::At { seq, .. } if seq < published && !accept_loss => Err(format!(
             "the partition ends with seq {seq} although {published} were published: records were lost, or the topic \
              was created anew. {RESTORE}"
         )),
-        Tail::At(seq) => Ok(published.max(seq)),
+        Tail::At { seq, offset } if seq > offset + 1 && !accept_loss => {
+            Err(format!("seq {seq} stands at offset {offset}: records before it are missing from the topic. {RESTORE}"))
+        }
+        Tail::At { seq, .. } => Ok(published.max(seq)),
         Tail::Foreign { .. } if accept_loss => Ok(published),
         Tail::Foreign { records } => Err(format!(
             "the last {records} records carry no seq header: somebody else writes to this topic. Only the relay may \
@@ -169,33 +184,40 @@ const RESTORE: &str = "Restore the topic, or fill a new one with `throughline ev
 mod tests {
     use super::*;
 
+    fn at(seq: i64) -> Tail {
+        Tail::At { seq, offset: seq - 1 }
+    }
+
     #[test]
     fn a_record_that_is_too_large_is_found_in_few_steps() {
         let lease = Lease { epoch: 1, published: 0, topic: "t".into(), hand_back: false };
         let mut partition = Partition::new(0, &lease);
+        assert_eq!(partition.rows_wanted(4_000), Some(1), "a producer's first record goes alone");
+        partition.sent = 1;
+        assert_eq!(partition.rows_wanted(4_000), None);
+        assert!(!partition.search_for_culprit(1), "the first record alone is the culprit");
+        partition.acknowledged = Acknowledged::new(1);
         assert_eq!(partition.rows_wanted(4_000), Some(4_000));
         for rows in [512, 64, 8, 1] {
             assert!(partition.search_for_culprit(7));
             assert_eq!(partition.rows_wanted(4_000), Some(rows));
         }
-        partition.sent = 1;
-        assert_eq!(partition.rows_wanted(4_000), None, "one batch at a time");
         assert!(!partition.search_for_culprit(7), "a single record is the culprit");
         partition.stream_after(7 + SEARCH_SPAN);
-        assert_eq!(partition.rows_wanted(4_000), Some(4_000));
+        assert_eq!(partition.search, None);
     }
 
     #[test]
     fn publishing_goes_on_behind_what_either_side_knows() {
         assert_eq!(start_after(0, 0, Tail::Untouched, false), Ok(0));
-        assert_eq!(start_after(5, 9, Tail::At(7), false), Ok(7));
-        assert_eq!(start_after(7, 9, Tail::At(7), false), Ok(7));
+        assert_eq!(start_after(5, 9, at(7), false), Ok(7));
+        assert_eq!(start_after(7, 9, at(7), false), Ok(7));
         assert_eq!(start_after(5, 9, Tail::Expired, false), Ok(5));
     }
 
     #[test]
     fn a_topic_that_lost_records_is_refused_until_the_loss_is_accepted() {
-        for tail in [Tail::Untouched, Tail::At(3), Tail::Foreign { records: 1 }] {
+        for tail in [Tail::Untouched, at(3), Tail::Foreign { records: 1 }] {
             let alarm = start_after(5, 9, tail, false).unwrap_err();
             assert!(alarm.contains("accept_lost_records_of"), "{alarm}");
             assert_eq!(start_after(5, 9, tail, true), Ok(5));
@@ -203,9 +225,16 @@ mod tests {
     }
 
     #[test]
+    fn a_topic_with_a_hole_is_refused() {
+        let alarm = start_after(5, 12, Tail::At { seq: 11, offset: 9 }, false).unwrap_err();
+        assert!(alarm.contains("missing"), "{alarm}");
+        assert_eq!(start_after(5, 12, Tail::At { seq: 11, offset: 14 }, false), Ok(11));
+    }
+
+    #[test]
     fn a_store_that_was_set_back_is_refused_in_any_case() {
         for accepted in [false, true] {
-            let alarm = start_after(5, 9, Tail::At(12), accepted).unwrap_err();
+            let alarm = start_after(5, 9, at(12), accepted).unwrap_err();
             assert!(alarm.contains("set back"), "{alarm}");
         }
     }

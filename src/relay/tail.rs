@@ -5,7 +5,6 @@
 //! what was published, never for what exists.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -22,8 +21,9 @@ pub enum Tail {
     Untouched,
     /// Everything that was written has been removed by retention: it says nothing.
     Expired,
-    /// The highest sequence number near the end.
-    At(i64),
+    /// The highest sequence number near the end, and where it stands. Without holes the offset of
+    /// `seq` is at least `seq - 1`; each repetition before it adds one.
+    At { seq: i64, offset: i64 },
     /// The last `records` records carry no sequence number: somebody else writes here.
     Foreign { records: i64 },
 }
@@ -91,7 +91,7 @@ pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Re
         .map(|((window, request), tail)| {
             let (low, high) = (*window)?;
             let settled = !matches!(tail, Ok(Tail::Foreign { .. }))
-                && !matches!(tail, Ok(Tail::At(seq)) if *seq < request.published);
+                && !matches!(tail, Ok(Tail::At { seq, .. }) if *seq < request.published);
             (!settled).then(|| (low.max(high - request.look_back), high))
         })
         .collect();
@@ -129,8 +129,6 @@ fn read_windows(
         }
         return;
     }
-    let names: HashMap<&str, Arc<str>> =
-        requests.iter().map(|request| (request.target.topic.as_ref(), request.target.topic.clone())).collect();
     let mut ends: HashMap<i32, usize> = HashMap::new();
     let deadline = Instant::now() + wait;
     while !open.is_empty() && Instant::now() < deadline {
@@ -139,12 +137,12 @@ fn read_windows(
             Some(Ok(message)) => {
                 let place = (message.topic(), message.partition());
                 let Some(&index) = open.get(&place) else { continue };
-                let record = Record::detach(&message, names[message.topic()].clone());
+                let record = Record::detach(&message, requests[index].target.topic.clone());
                 if let Some(seq) = record.header(headers::SEQ).and_then(|seq| seq.parse::<i64>().ok()) {
-                    tails[index] = Ok(match tails[index] {
-                        Ok(Tail::At(highest)) => Tail::At(highest.max(seq)),
-                        _ => Tail::At(seq),
-                    });
+                    let higher = !matches!(tails[index], Ok(Tail::At { seq: highest, .. }) if highest >= seq);
+                    if higher {
+                        tails[index] = Ok(Tail::At { seq, offset: message.offset() });
+                    }
                 }
                 if windows[index].is_some_and(|(_, to)| message.offset() + 1 >= to) {
                     open.retain(|_, open| *open != index);

@@ -99,3 +99,40 @@ async fn a_topic_created_again_halts_until_the_loss_is_accepted() {
     consumed(&client, 3).await;
     running.stop().await;
 }
+
+/// The same under a running processor, so quickly that no assignment changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_created_again_while_running_halts_too() {
+    let harness = Harness::new("processor_recreated_live").await;
+    let (client, source) = (harness.client().await, Source::new(&harness));
+    let (records, ids) = to_one_partition(&harness, 2);
+    source.produce(&records);
+    let running = Running::start(&harness.settings).await;
+    decided(&client, &ids).await;
+    let epoch = "select max(epoch) from throughline.offsets where partition = 2";
+    let claimed = number(&client, epoch).await;
+    let topic = harness.names().commands();
+    let specs = topics::specs(&harness.names(), &harness.settings.topics);
+    admin(&harness).delete_topics(&[&topic], &AdminOptions::new()).await.expect("delete");
+    eventually("the topic exists again", async || {
+        let created = topics::apply(&harness.settings.kafka, &specs).await.expect("apply");
+        created.contains(&topic).then_some(())
+    })
+    .await;
+    let (records, _) = to_one_partition(&harness, 2);
+    Source::new(&harness).produce(&records);
+    eventually("it was claimed anew", async || (number(&client, epoch).await > claimed).then_some(())).await;
+    // As many records as before fit the old offset; whatever comes now waits for an operator.
+    let (records, late) = to_one_partition(&harness, 3);
+    Source::new(&harness).produce(&records);
+    let mut other = command(&harness, &place(Uuid::new_v4(), Uuid::new_v4()));
+    other.topic = harness.names().lanes()[0].clone();
+    Source::new(&harness).produce(&[other]);
+    eventually("other lanes go on", async || {
+        (number(&client, "select count(*) from throughline.commands").await >= 3).then_some(())
+    })
+    .await;
+    running.stop().await;
+    let decided = throughline::store::commands::outcomes(&client, &late).await.expect("outcomes");
+    assert!(decided.is_empty(), "nothing of the new topic after the claim");
+}

@@ -27,7 +27,7 @@ async fn a_rebuilt_generation_equals_the_live_one_and_can_be_rolled_back() {
     let running: Vec<_> = ALL.iter().map(|name| bed.start(name)).collect();
     for name in ALL {
         bed.caught_up(name).await;
-        let report = rebuild(&bed.projector(name), &Progress::default(), false).await.expect("rebuilds");
+        let report = rebuild(&bed.projector(name), &Arc::default(), false).await.expect("rebuilds");
         assert!(report.compared, "{name}");
         assert_eq!(report.differences, Vec::<String>::new(), "{name}");
         assert_eq!(report.events, bed.log.len() as u64, "{name}");
@@ -73,7 +73,7 @@ async fn under_load_reads_never_stop() {
     };
     for round in 0..3 {
         let projector = bed.projector(name);
-        let rebuilding = tokio::spawn(async move { rebuild(&projector, &Progress::default(), false).await });
+        let rebuilding = tokio::spawn(async move { rebuild(&projector, &Arc::default(), false).await });
         bed.emit(&lives(300 + round, 100)).await;
         let report = rebuilding.await.expect("no panic").expect("rebuilds");
         assert_eq!(report.differences, Vec::<String>::new());
@@ -105,7 +105,7 @@ async fn killed_midway_it_leaves_nothing_behind_and_runs_again() {
         assert_folded(&bed, name).await;
         bed.until("select count(*) = 0 from pg_locks where locktype = 'advisory'").await;
     }
-    let report = rebuild(&bed.projector(name), &Progress::default(), false).await.expect("rebuilds");
+    let report = rebuild(&bed.projector(name), &Arc::default(), false).await.expect("rebuilds");
     assert_eq!(report.differences, Vec::<String>::new());
     assert_folded(&bed, name).await;
     assert_eq!(bed.number("select count(*) from throughline.checkpoints where generation = 'read_next'").await, 0);
@@ -118,9 +118,9 @@ async fn it_reports_and_mends_what_differs_and_refuses_to_run_twice() {
     settled(&mut bed, name, 45, 60).await;
     bed.owner.execute("update read.order_list set paid = paid + 1 where partition = 1", &[]).await.expect("spoils");
     let projector = bed.projector(name);
-    let dry = rebuild(&projector, &Progress::default(), true).await.expect("a dry run");
+    let dry = rebuild(&projector, &Arc::default(), true).await.expect("a dry run");
     assert_eq!((dry.events, dry.compared), (bed.log.len() as u64, false));
-    let progress = Progress::default();
+    let progress = Arc::<Progress>::default();
     let (first, second) = tokio::join!(rebuild(&projector, &progress, false), rebuild(&projector, &progress, false));
     let refused =
         |outcome: &Result<_, ProjectionLoopError>| matches!(outcome, Err(ProjectionLoopError::Refused { .. }));
@@ -150,7 +150,7 @@ async fn a_new_version_waits_for_its_rebuild() {
     let status = throughline::projection::state::status(&bed.owner, &projector).await.expect("a status");
     assert_eq!((status.state, status.version), ("waits for rebuild", Some(1)));
     assert!(status.lag_events > 0);
-    let report = rebuild(&projector, &Progress::default(), false).await.expect("rebuilds");
+    let report = rebuild(&projector, &Arc::default(), false).await.expect("rebuilds");
     assert_eq!((report.from_version, report.to_version, report.compared), (Some(1), 2, false));
     bed.caught_up(name).await;
     running.stop().await;

@@ -70,7 +70,7 @@ pub struct OrderLine {
     get, path = "/api/orders/{orderId}", tag = "orders",
     params(
         ("orderId" = Uuid, Path),
-        ("If-None-Match" = Option<String>, Header, nullable = false, pattern = r#"^"[0-9]{1,18}"$"#, example = "\"1\"",
+        ("If-None-Match" = Option<String>, Header, nullable = false, example = "\"1\"",
          description = "The ETag of an earlier answer: 304 while the order stands at that version"),
         ReadHeaders,
     ),

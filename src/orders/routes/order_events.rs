@@ -12,7 +12,9 @@ use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
+use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::order_history::{HistoryEvent, PROJECTION, events};
@@ -21,6 +23,17 @@ use crate::api::{Api, PathOf, Problem, ProblemBody, ReadHeaders};
 
 /// Events of one look, at most.
 const EVENTS_MAX: i64 = 100;
+
+/// One server-sent event.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChangeEvent {
+    /// The version.
+    pub id: String,
+    /// The type, such as `OrderPlaced`.
+    pub event: String,
+    /// JSON, as an event of the history.
+    pub data: String,
+}
 
 /// Follows an order: first what happened, then what happens.
 #[utoipa::path(
@@ -32,7 +45,7 @@ const EVENTS_MAX: i64 = 100;
         ReadHeaders,
     ),
     responses(
-        (status = 200, content_type = "text/event-stream", body = String, description = "One server-sent event each: `id` is the version, `event` the type, `data` as in the history"),
+        (status = 200, content_type = "text/event-stream", body = ChangeEvent, description = "One server-sent event each: `id` is the version, `event` the type, `data` as in the history"),
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "No such order is visible (yet)"),
     ),
 )]
