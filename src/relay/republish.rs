@@ -69,13 +69,13 @@ pub async fn plan(settings: &Settings, topic: &str, wanted: &[Span]) -> Result<V
         let refused = |reason: String| RepublishError::Target { target: target(span), reason };
         let after = match tail? {
             Tail::Untouched => span.after,
-            Tail::At(seq) if seq < span.after => {
+            Tail::At { seq, .. } if seq < span.after => {
                 return Err(refused(format!(
                     "it ends at seq {seq}; beginning with {} would leave a hole",
                     span.after + 1
                 )));
             }
-            Tail::At(seq) => seq,
+            Tail::At { seq, .. } => seq,
             Tail::Expired => return Err(refused("its records have expired; name a new topic".into())),
             Tail::Foreign { .. } => return Err(refused("it holds records of others; name a new topic".into())),
         };
