@@ -162,8 +162,7 @@ fn read_windows(
                     tails[index] = Err(KafkaError::Request { step: "read a partition's end", source: error.clone() });
                 }
             }
-            // The client reconnects by itself.
-            Some(Err(_)) => {}
+            Some(Err(_)) => {} // The client reconnects by itself.
         }
     }
     for index in open.into_values() {

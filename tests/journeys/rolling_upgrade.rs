@@ -88,6 +88,10 @@ async fn old_readers_park_or_halt_on_a_newer_version_and_new_ones_read_both() {
     parks.env("THROUGHLINE__PROJECTION__ON_FAILURE", "park");
     let (relay, parks) = (Process::run(&harness, &["relay"]), Process::start(parks));
     let halts = Process::run(&harness, &["projection:order-details"]);
+    // Started before the upgrade: they know the schemas of their time.
+    for process in [&relay, &parks, &halts] {
+        process.logged("admin listens").await;
+    }
 
     // The new release is installed: its version 4 gets an id. Then it writes.
     let (catalogue, upcasters) = next_release();
