@@ -100,11 +100,6 @@ impl Process {
         status.expect("the process ends").code().unwrap_or(-1)
     }
 
-    /// Everything logged so far.
-    pub fn log(&self) -> String {
-        self.lines.lock().unwrap().join("\n")
-    }
-
     /// Waits for a log line that contains `text`; the line.
     pub async fn logged(&self, text: &str) -> String {
         eventually(&format!("a log line with `{text}`"), || async {
