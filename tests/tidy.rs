@@ -107,6 +107,10 @@ fn imports_go_one_way() {
     for (path, text) in sources("src") {
         let room = path.components().nth(1).unwrap().as_os_str().to_string_lossy().replace(".rs", "");
         let Some(allowed) = doors.get(room.as_str()) else { continue };
+        // Tests of a loop may speak of the reference context.
+        if path.to_string_lossy().ends_with("_tests.rs") {
+            continue;
+        }
         for (number, line) in text.lines().enumerate() {
             for import in line.split("crate::").skip(1) {
                 let named: String = import.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();

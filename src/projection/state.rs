@@ -114,8 +114,10 @@ pub async fn lags(client: &impl GenericClient, topic: &str, projection: &str) ->
              join throughline.topics t on t.id = k.topic and t.name = $1
              left join throughline.checkpoints c
                   on c.partition = k.partition and c.projection = $2 and c.generation = 'read'
-             left join throughline.events e
-                  on e.partition = k.partition and e.topic = k.topic and e.seq = coalesce(c.seq, 0) + 1
+             left join lateral (
+                  select recorded_at from throughline.events
+                  where partition = k.partition and topic = k.topic and seq > coalesce(c.seq, 0)
+                  order by seq limit 1) e on true
              order by k.partition",
             &[&topic, &projection],
         )

@@ -119,6 +119,13 @@ impl Drop for Harness {
     }
 }
 
+/// A plain HTTP client; it is built with TLS, which wants a provider even where none is used.
+pub fn http() -> reqwest::Client {
+    // An error says that another test of this program was first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
 async fn client_of(url: &str) -> Client {
     let mut settings = Settings::default().database;
     settings.url = url.into();
