@@ -9,6 +9,7 @@ mod malformed;
 mod one_order;
 mod process;
 mod python_client;
+mod readme;
 mod replay;
 mod rolling_upgrade;
 mod takeover;
