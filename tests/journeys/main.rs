@@ -12,5 +12,6 @@ mod python_client;
 mod readme;
 mod replay;
 mod rolling_upgrade;
+mod scaling;
 mod takeover;
 mod trouble;

@@ -55,13 +55,8 @@ async fn the_three_uses_work_as_written() {
     })
     .await;
     assert!(printed.contains("39.98"), "{printed}");
-    let events: i64 = harness
-        .client()
-        .await
-        .query_one("select count(*) from throughline.events", &[])
-        .await
-        .expect("events")
-        .get(0);
+    let events: i64 =
+        harness.client().await.query_one("select count(*) from throughline.events", &[]).await.expect("events").get(0);
     assert_eq!(events, 1, "sent more than once, it happened once");
     let first = run(&harness, &url, &curl).await;
     assert!(first.starts_with("HTTP/1.1 202"), "{first}");
