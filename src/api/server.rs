@@ -92,6 +92,8 @@ pub async fn run(
     let api = Arc::new(api(&settings, names, shutdown.clone())?);
     let sampler = Sampler::new(&settings, &api.names, api.admission.clone(), background.clone())?;
     let helpers = CancellationToken::new();
+    // Also when this future is dropped: the drainer's thread hears of nothing else.
+    let _end_of_helpers = helpers.clone().drop_guard();
     let tasks = [
         tokio::spawn(sampler.run(heartbeat, helpers.clone())),
         tokio::spawn(api.outcomes.clone().run(background.clone(), api.names.events(), helpers.clone())),

@@ -113,6 +113,21 @@ async fn keys_open_what_they_are_for_and_the_principal_goes_with_the_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_makes_it_https() {
+    let mut harness = Harness::bare("http_tls").await;
+    let file = |name: &str| Some(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/tls").join(name));
+    harness.settings.http.tls_certificate_file = file("localhost.crt");
+    harness.settings.http.tls_key_file = file("localhost.key");
+    harness.install().await;
+    let server = Server::start(&harness, &["api"]).await;
+    assert!(server.base.starts_with("https://"));
+    assert_eq!(server.send("/api/orders", &an_order()).await.status, 202);
+    let plain = server.base.replace("https://", "http://");
+    assert!(server.client.get(format!("{plain}/openapi.json")).send().await.is_err(), "no plain text on that port");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_listens_beyond_loopback_unasked() {
     let harness = Harness::new("http_open").await;
     let mut settings = harness.settings.clone();
