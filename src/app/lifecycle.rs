@@ -38,6 +38,15 @@ impl Lifecycle {
         Self { shutdown: CancellationToken::new(), tasks: Mutex::default(), signals: None }
     }
 
+    /// Runs `start` unless a signal comes first: then there is nothing to finish, and `None` is
+    /// answered.
+    pub async fn unless_signalled<T>(&mut self, start: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            started = start => Some(started),
+            () = any(&mut self.signals) => None,
+        }
+    }
+
     /// Cancelled when the process is to stop.
     pub fn shutdown(&self) -> CancellationToken {
         self.shutdown.clone()

@@ -19,8 +19,12 @@ pub struct RunArgs {
 /// Runs the roles; 0 after SIGTERM or SIGINT, an error when a role ended by itself.
 pub async fn run(args: RunArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let roles = roles::parse(&args.roles)?;
-    install::ready(settings).await.context("cannot start")?;
-    let lifecycle = lifecycle::Lifecycle::with_signals()?;
+    // Before anything that takes time: a process that is told to stop while it starts stops cleanly.
+    let mut lifecycle = lifecycle::Lifecycle::with_signals()?;
+    match lifecycle.unless_signalled(install::ready(settings)).await {
+        Some(ready) => ready.context("cannot start")?,
+        None => return Ok(ExitCode::SUCCESS),
+    }
     roles::start(&roles, settings, &lifecycle).await?;
     lifecycle.run().await?;
     Ok(ExitCode::SUCCESS)

@@ -73,13 +73,15 @@ async fn the_three_uses_work_as_written() {
     projection.env("RUST_LOG", "info");
     let projection = Process::start(projection);
     let client = harness.client().await;
+    eventually("the reset is noticed", || async {
+        let resets = client.query_one("select count(*) from throughline.projection_resets", &[]).await.expect("resets");
+        (resets.get::<_, i64>(0) > 0).then_some(())
+    })
+    .await;
     eventually("both orders again", || async {
         let row = client.query_one("select count(*) from read.order_list", &[]).await.expect("read.order_list");
         (row.get::<_, i64>(0) == 2).then_some(())
     })
     .await;
-    let resets: i64 =
-        client.query_one("select count(*) from throughline.projection_resets", &[]).await.expect("resets").get(0);
-    assert!(resets > 0, "the reset was noticed");
     assert_eq!(projection.terminate().await, 0);
 }
