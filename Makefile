@@ -17,7 +17,7 @@ demo: setup ## Run the order book through everything and prove the result (DEMO_
 	@$(TARGET)/release/examples/demo
 
 test: setup ## Run all tests on a Kafka and a PostgreSQL of their own
-	@cargo build --locked --bin throughline
+	@cargo test --locked --no-run
 	@deploy/with-services.sh $(DEBUG) $(TARGET)/test-services cargo test --locked
 
 bench: setup ## Run the benches, ours and the references, on services of their own

@@ -13,7 +13,11 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::consumer::{CLAIM_RETRY_WAIT, Committed, REQUEST_WAIT, Shared, lock};
+use super::mailbox::Claim;
 use super::record::TopicPartition;
+
+/// Partitions claimed at once when several are assigned.
+const CLAIMS_AT_ONCE_MAX: usize = 4;
 
 /// The client's callbacks.
 pub(super) struct Rebalancer {
@@ -64,9 +68,10 @@ impl Rebalancer {
             HashMap::new()
         };
         let mut idle = TopicPartitionList::new();
-        for source in sources(list) {
-            let held = committed.get(&source).cloned().flatten();
-            let offset = match self.shared.claim(consumer, &source, &held) {
+        let assigned = sources(list);
+        let claims = self.claim_all(consumer, &assigned, &committed);
+        for (source, claim) in assigned.into_iter().zip(claims) {
+            let offset = match claim {
                 Some(claim) => {
                     tracing::info!(group = self.shared.group, partition = %source, offset = claim.next_offset,
                         epoch = claim.epoch, "partition claimed");
@@ -87,6 +92,32 @@ impl Rebalancer {
             consumer.pause(&idle)?;
         }
         Ok(())
+    }
+
+    /// Claims several partitions at a time: each waits for Kafka and PostgreSQL in turn, and none is
+    /// consumed before the last is claimed.
+    fn claim_all(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        assigned: &[TopicPartition],
+        committed: &HashMap<TopicPartition, Committed>,
+    ) -> Vec<Option<Claim>> {
+        let share = assigned.len().div_ceil(CLAIMS_AT_ONCE_MAX).max(1);
+        std::thread::scope(|scope| {
+            let claim = |source: &TopicPartition| {
+                let held = committed.get(source).cloned().flatten();
+                self.shared.claim(consumer, source, &held)
+            };
+            let threads: Vec<_> = assigned
+                .chunks(share)
+                .map(|some| (some.len(), scope.spawn(move || some.iter().map(claim).collect::<Vec<_>>())))
+                .collect();
+            // A claim that panicked is a partition that stays idle, as after any refusal.
+            threads
+                .into_iter()
+                .flat_map(|(count, thread)| thread.join().unwrap_or_else(|_| vec![None; count]))
+                .collect()
+        })
     }
 
     fn committed_offsets(

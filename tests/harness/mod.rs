@@ -32,6 +32,8 @@ pub struct Harness {
 pub async fn services() -> (String, String) {
     let (brokers, url, _) = SERVICES
         .get_or_init(async || {
+            // HTTP clients are built with TLS, which wants a provider even where none is used.
+            let _ = rustls::crypto::ring::default_provider().install_default();
             let settings = LoadedSettings::load(None, &[]).expect("settings of the environment").settings;
             let services = Services::open(&settings).await.expect("services start");
             (services.kafka_brokers.clone(), services.database_url.clone(), Some(services))
@@ -117,13 +119,6 @@ impl Drop for Harness {
             eprintln!("test database {} stays behind: {error}", self.database);
         }
     }
-}
-
-/// A plain HTTP client; it is built with TLS, which wants a provider even where none is used.
-pub fn http() -> reqwest::Client {
-    // An error says that another test of this program was first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::new()
 }
 
 async fn client_of(url: &str) -> Client {

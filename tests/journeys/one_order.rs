@@ -12,7 +12,7 @@ use throughline::kafka::client;
 use throughline::orders::domain::OrderEvent;
 use uuid::Uuid;
 
-use crate::harness::{self, Harness, eventually};
+use crate::harness::{Harness, eventually};
 use crate::process::{Process, command, ended};
 
 /// Produces one record with kcat: key, `|`, value.
@@ -98,7 +98,7 @@ async fn an_order_from_kcat_reaches_the_read_tables_http_and_the_events_topic() 
     assert_eq!(row.get::<_, String>(2).trim_end_matches('0'), "39.98");
 
     let url = roles[3].http_url().await;
-    let http = harness::http();
+    let http = reqwest::Client::new();
     let body: Value = eventually("the order over HTTP", || async {
         let response = http.get(format!("{url}/api/orders/{order}")).send().await.expect("the API answers");
         if response.status() == 200 { Some(response.json().await.expect("JSON")) } else { None }

@@ -108,6 +108,11 @@ impl Process {
         .await
     }
 
+    /// Log lines so far that contain `text`.
+    pub fn count(&self, text: &str) -> usize {
+        self.lines.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+
     /// The address that the API listens on.
     pub async fn http_url(&self) -> String {
         let line = self.logged("api listens").await;
