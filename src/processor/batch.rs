@@ -48,6 +48,12 @@ impl<P> Batch<P> {
         self.moving().next().is_none()
     }
 
+    /// The offset that this batch leaves behind for a claim, if it takes part.
+    pub fn left_at(&self, lane: usize, place: &TopicPartition, epoch: i64) -> Option<i64> {
+        let same = |source: &&Source| source.lane == lane && source.epoch == epoch && source.place == *place;
+        self.sources.iter().find(same).map(|source| source.next)
+    }
+
     /// Halves the batch: the first part keeps a prefix of every partition, the second goes on from
     /// there. Used to find a command that breaks its batch.
     pub fn split(mut self) -> (Self, Self) {

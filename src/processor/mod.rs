@@ -235,6 +235,8 @@ fn worker<C: BoundedContext>(
         wake: wake.clone(),
         shutdown: shutdown.clone(),
         announced: HashMap::new(),
+        drawn: None,
+        draws_ahead: false,
     }
 }
 

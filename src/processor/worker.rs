@@ -41,15 +41,23 @@ pub(super) struct Worker<C: BoundedContext> {
     pub shutdown: CancellationToken,
     /// Epochs whose offset Kafka has been told.
     pub announced: HashMap<TopicPartition, i64>,
+    /// The batch after the one at hand, drawn while that one was being written.
+    pub drawn: Option<Batch<Payload<C>>>,
+    /// Whether the batch at hand is the last before what is drawn next; a half is not.
+    pub draws_ahead: bool,
 }
 
 impl<C: BoundedContext> Worker<C> {
     /// Works until the mailboxes are closed. The batch at hand is finished first.
     pub async fn run(mut self) {
         loop {
+            if let Some(batch) = self.drawn.take().filter(|_| !self.shutdown.is_cancelled()) {
+                self.settle(batch).await;
+                continue;
+            }
             match tokio::time::timeout(ANNOUNCE_INTERVAL, self.lanes.wait_filled()).await {
                 Ok(true) => {
-                    let batch = self.draw();
+                    let batch = self.draw(None);
                     if !batch.commands.is_empty() {
                         crash_point!("processor.after_take");
                         self.settle(batch).await;
@@ -61,8 +69,10 @@ impl<C: BoundedContext> Worker<C> {
         }
     }
 
-    /// Draws a batch and turns its records into commands, before any transaction opens.
-    fn draw(&self) -> Batch<Payload<C>> {
+    /// Draws a batch and turns its records into commands, before any transaction opens. What is
+    /// drawn while `before` is not committed yet counts only if that one does commit: it expects
+    /// the offsets that `before` leaves.
+    fn draw(&self, before: Option<&Batch<Payload<C>>>) -> Batch<Payload<C>> {
         let mut batch = Batch { sources: Vec::new(), commands: Vec::new() };
         for (lane, drawn) in self.lanes.draw().into_iter().enumerate() {
             let Some(drawn) = drawn else { continue };
@@ -73,7 +83,9 @@ impl<C: BoundedContext> Worker<C> {
                     let place = record.source.clone();
                     let namespace = self.scope.topic_ids.namespace(&place.topic);
                     indices.insert(place.clone(), (batch.sources.len(), namespace));
-                    let (epoch, expected) = (claim.epoch, claim.next_offset);
+                    let epoch = claim.epoch;
+                    let left = before.and_then(|before| before.left_at(lane, &place, epoch));
+                    let expected = left.unwrap_or(claim.next_offset);
                     batch.sources.push(Source {
                         lane,
                         place,
@@ -104,6 +116,7 @@ impl<C: BoundedContext> Worker<C> {
                 continue;
             }
             let started = Instant::now();
+            self.draws_ahead = todo.is_empty();
             let failure = match self.attempt(&mut batch).await {
                 Ok(()) => {
                     self.follow_up(&batch, started);
@@ -193,7 +206,15 @@ impl<C: BoundedContext> Worker<C> {
         let mut decided = decide::decide(&self.scope, batch, loaded)?;
         crash_point!("processor.after_decide");
         let every = self.settings.processor.snapshot_every_events;
-        append::append(session, &self.scope, batch, &mut decided, every).await?;
+        // A full batch more is waiting: it is read while PostgreSQL writes this one. Without a
+        // backlog it is left to grow, so that batches are as large as they can be.
+        let ahead = self.draws_ahead && self.drawn.is_none() && self.lanes.waiting() >= self.lanes.commands_max;
+        let (appended, drawn) =
+            futures_util::join!(append::append(session, &self.scope, batch, &mut decided, every), async {
+                ahead.then(|| self.draw(Some(batch)))
+            });
+        self.drawn = self.drawn.take().or(drawn).filter(|drawn| !drawn.commands.is_empty());
+        appended?;
         crash_point!("processor.after_commit");
         for (stream_id, state) in decided.streams {
             if state.version > 0 {
