@@ -45,7 +45,7 @@ impl Default for DatabaseSettings {
             pool_connections_max: 8,
             pool_wait_ms: 5_000,
             statement_timeout_ms: 30_000,
-            idle_in_transaction_timeout_ms: 10_000,
+            idle_in_transaction_timeout_ms: 5_000,
             command_retention_days: 30,
             command_partition_days: 10,
             outbox_partition_minutes: 30,
