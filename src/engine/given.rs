@@ -4,7 +4,7 @@ use super::aggregate::{Aggregate, Decision};
 
 /// Past events, then a command, then what was decided.
 ///
-/// ```ignore
+/// ```text
 /// given::<Order>([placed()]).when(&ship()).then_refused("ORDER_NOT_PAID");
 /// ```
 pub struct Given<A: Aggregate> {

@@ -19,7 +19,7 @@ static SERVICES: tokio::sync::OnceCell<(String, String, Option<Services>)> = tok
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Longest wait for anything that is expected to happen.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One test's own database and topics.
 pub struct Harness {
