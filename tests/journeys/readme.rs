@@ -58,6 +58,12 @@ async fn the_three_uses_work_as_written() {
     let events: i64 =
         harness.client().await.query_one("select count(*) from throughline.events", &[]).await.expect("events").get(0);
     assert_eq!(events, 1, "sent more than once, it happened once");
+    let order = "export ORDER=7b0c3a52-11aa-4f0e-9d8e-0c6a4c5a3b01";
+    let looked = run(&harness, &url, &format!("set -e\n{order}\n{}", block("throughline dlq list"))).await;
+    for word in ["order-list", "OWNER", "OrderPlaced", "customer-42", "orders-commands-bulk"] {
+        assert!(looked.contains(word), "`{word}` is not in: {looked}");
+    }
+    assert!(!looked.contains("error:"), "{looked}");
     let first = run(&harness, &url, &curl).await;
     assert!(first.starts_with("HTTP/1.1 202"), "{first}");
     let again = run(&harness, &url, &curl).await;
