@@ -7,9 +7,9 @@ use tracing_subscriber::EnvFilter;
 use crate::settings::{LogFormat, LogSettings};
 
 /// What a serving process logs when `RUST_LOG` is not set.
-pub const SERVING: &str = "info,tokio_postgres=warn,rdkafka=off";
+pub const SERVING: &str = "info,tokio_postgres=warn,rdkafka=off,librdkafka=error";
 /// What a command that a person waits for logs when `RUST_LOG` is not set.
-pub const QUIET: &str = "warn,rdkafka=off";
+pub const QUIET: &str = "warn,rdkafka=off,librdkafka=error";
 
 /// Installs the subscriber of this process. A second call leaves the first one in place.
 pub fn start(settings: &LogSettings, default: &str) {
