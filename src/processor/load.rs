@@ -148,7 +148,7 @@ pub(super) async fn load<C: BoundedContext>(
     let outcomes = outcomes.map_err(Failure::at("load outcomes"))?;
 
     if counters.len() != partitions.len() * topics.len() {
-        let reason = format!("topic {} lacks counters; run `throughline topics apply`", scope.events.name);
+        let reason = format!("topic {} lacks counters; run `throughline db apply`", scope.events.name);
         return Err(Failure::Unknown(reason));
     }
     mark_lost(batch, &moved, &scope.groups);

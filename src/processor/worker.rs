@@ -266,8 +266,8 @@ impl<C: BoundedContext> Worker<C> {
                 let source = &batch.sources[command.source];
                 if self.lanes.mailboxes[source.lane].holds(&source.place, source.epoch) {
                     let reason = format!(
-                        "Stream {stream_id} cannot be loaded: {reason}. `throughline verify` tells what is wrong with \
-                         the store; restart once it is mended."
+                        "Stream {stream_id} cannot be loaded: {reason}. `throughline stream show {stream_id}` shows what \
+                         the store holds of it; restart once it is mended."
                     );
                     self.consumers[source.lane].halt(&source.place, reason);
                 }

@@ -63,7 +63,7 @@ pub async fn find(client: &Client, name: &str) -> Result<Destination, StoreError
         .await
         .map_err(StoreError::at("read a topic"))?;
     row.map(|row| Destination { id: row.get(0), name: name.to_owned(), partitions: row.get(1) }).ok_or_else(|| {
-        StoreError::Schema(format!("topic {name} is not known to the database. Run `throughline topics apply`."))
+        StoreError::Schema(format!("topic {name} is not known to the database. Run `throughline db apply`."))
     })
 }
 
