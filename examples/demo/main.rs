@@ -5,6 +5,7 @@
 //! `DEMO_EXIT=1` (or `--exit`) ends after the proof with 0 or 1.
 
 mod feed;
+mod latencies;
 mod orderbook;
 mod proof;
 mod stages;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use throughline::api;
 use throughline::app::dev::Services;
 use throughline::app::{install, lifecycle::Lifecycle, roles, telemetry};
 use throughline::settings::{LoadedSettings, Settings};
@@ -125,6 +127,7 @@ async fn take_in(arguments: &Arguments, settings: &Settings) -> anyhow::Result<b
         follow(&client, &names.events(), &before, feeding, &deliveries, started, arguments).await?;
     let after = Stages::read(&client, &names.events()).await?;
     summary(&expected, &before, &after, &timings);
+    latencies::print(&api::install_metrics()?.render());
     println!("\nProof: read tables against totals computed from the generator alone");
     let holds = proof::prove(&client, &book, &expected).await?;
     println!(

@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod api_kill;
 mod chaos;
 mod events_cli;
 mod malformed;
