@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use throughline::api;
-use throughline::app::dev::Services;
+use throughline::app::dev::{CancelFlag, DevError, Report, Services};
 use throughline::app::{install, lifecycle::Lifecycle, roles, telemetry};
 use throughline::settings::{LoadedSettings, Settings};
 use throughline::store::{DatabaseRole, connect};
@@ -67,7 +67,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let mut settings = LoadedSettings::load(None, &[])?.settings;
     telemetry::start(&settings.log, telemetry::QUIET);
     println!("Throughline: {} of the TPC-H order book, on a real Kafka and a real PostgreSQL", arguments.scale);
-    let services = Services::open(&settings).await.context("cannot bring the services up")?;
+    let services = services(&settings).await.context("cannot bring the services up")?;
     settings.kafka.brokers = services.kafka_brokers.clone();
     settings.database.url = services.database_url.as_str().into();
     prefer_free_ports(&mut settings)?;
@@ -98,6 +98,17 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     running.await??;
     drop(services);
     Ok(holds)
+}
+
+/// The configured services, or a pair of our own; what takes long is told.
+async fn services(settings: &Settings) -> Result<Services, DevError> {
+    match Services::configured(settings).await? {
+        Some(services) => Ok(services),
+        None => {
+            let report: Report = Arc::new(|line| eprintln!("{line}"));
+            Services::start_reporting(&settings.dev, report, CancelFlag::default()).await
+        }
+    }
 }
 
 /// The default ports if they are free, else whichever are.

@@ -86,9 +86,7 @@ mod tests {
 
     #[test]
     fn the_depth_never_forgets_what_the_sample_could_not_see() {
-        let mut queue = Queue::default();
-        queue.in_flight = 2;
-        queue.accepted_total = 5;
+        let mut queue = Queue { in_flight: 2, accepted_total: 5, ..Queue::default() };
         assert_eq!(queue.depth(), 7);
         // Three were accepted before the sample began, two while it ran.
         queue.sample(4, 100, 3, 0.0);
