@@ -1,51 +1,56 @@
-//! Named points at which a test makes this process die as if by `kill -9`.
+//! Named points at which a test makes this process die as if by `kill -9`, or stand still as a zombie.
 //!
-//! Inert unless `THROUGHLINE_CRASH_AT=NAME[:NTH]` is set when the first point is passed: then the
-//! NTH pass (from 1) of that point ends the process by SIGKILL (137 to a shell), without unwinding, flushing or
-//! running destructors. Costs one atomic load otherwise. Knows no other room.
+//! Inert unless `THROUGHLINE_CRASH_AT=NAME[:NTH]` or `THROUGHLINE_STOP_AT=NAME[:NTH]` is set when the first
+//! point is passed: the NTH pass (from 1) of that point then ends the process by SIGKILL (137 to a shell),
+//! without unwinding, flushing or running destructors, or stops it by SIGSTOP until somebody sends
+//! SIGCONT. Costs one atomic load otherwise. Knows no other room.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 struct Plan {
+    signal: Signal,
     name: String,
     nth: u64,
     passed: AtomicU64,
 }
 
-static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+static PLANS: OnceLock<Vec<Plan>> = OnceLock::new();
 
 /// Passes a crash point; see [`crate::crash_point`].
 pub fn pass(name: &str) {
-    let Some(plan) = PLAN.get_or_init(plan_of_environment) else { return };
-    if plan.name == name && plan.passed.fetch_add(1, Ordering::Relaxed) + 1 == plan.nth {
-        die(name);
+    for plan in PLANS.get_or_init(plans_of_environment) {
+        if plan.name == name && plan.passed.fetch_add(1, Ordering::Relaxed) + 1 == plan.nth {
+            strike(plan);
+        }
     }
 }
 
-fn plan_of_environment() -> Option<Plan> {
-    let wanted = std::env::var("THROUGHLINE_CRASH_AT").ok()?;
-    Some(parse(&wanted))
+fn plans_of_environment() -> Vec<Plan> {
+    let signals = [("THROUGHLINE_CRASH_AT", Signal::SIGKILL), ("THROUGHLINE_STOP_AT", Signal::SIGSTOP)];
+    signals.into_iter().filter_map(|(name, signal)| Some(parse(&std::env::var(name).ok()?, signal))).collect()
 }
 
-fn parse(wanted: &str) -> Plan {
+fn parse(wanted: &str, signal: Signal) -> Plan {
     let (name, nth) = match wanted.rsplit_once(':') {
         Some((name, nth)) => (name, nth.parse().unwrap_or(1)),
         None => (wanted, 1),
     };
-    Plan { name: name.to_owned(), nth, passed: AtomicU64::new(0) }
+    Plan { signal, name: name.to_owned(), nth, passed: AtomicU64::new(0) }
 }
 
-fn die(name: &str) -> ! {
+fn strike(plan: &Plan) {
     use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "crash point {name}: ending as if killed");
-    // A signal rather than an exit: no handler, no destructor, no flush; the shell reports 137.
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
-    // The signal is delivered before `kill` returns; this line satisfies the type.
-    std::process::abort()
+    let _ = writeln!(std::io::stderr(), "crash point {}: {}", plan.name, plan.signal);
+    // A signal to itself is delivered before `kill` returns: no handler, no destructor, no flush. After
+    // a SIGCONT the process goes on here.
+    let _ = kill(Pid::this(), plan.signal);
 }
 
-/// Marks a point of the program at which tests may end the process: `crash_point!("append.before_commit")`.
+/// Marks a point of the program at which tests may end or stop the process: `crash_point!("append.before_commit")`.
 #[macro_export]
 macro_rules! crash_point {
     ($name:literal) => {
@@ -59,9 +64,9 @@ mod tests {
 
     #[test]
     fn a_plan_names_a_point_and_a_pass() {
-        let plan = parse("processor.before_commit:3");
+        let plan = parse("processor.before_commit:3", Signal::SIGKILL);
         assert_eq!((plan.name.as_str(), plan.nth), ("processor.before_commit", 3));
-        assert_eq!(parse("relay.after_read").nth, 1);
+        assert_eq!(parse("relay.after_read", Signal::SIGSTOP).nth, 1);
     }
 
     #[test]

@@ -5,13 +5,15 @@
 //! a command, the path by hand from Kafka (no fencing, no look-ups), and the processor.
 //!
 //! `cargo bench --bench processor`; needs KAFKA_BROKERS and DATABASE_URL, or starts services.
-//! `THROUGHLINE_BENCH_COMMANDS` and `THROUGHLINE_BENCH_ROUNDS` scale it.
+//! `THROUGHLINE_BENCH_COMMANDS` and `THROUGHLINE_BENCH_ROUNDS` scale it; then the memory of a processor
+//! that meets `THROUGHLINE_BENCH_AGGREGATES` distinct aggregates.
 
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 
 mod by_hand;
 mod figures;
+mod memory;
 mod ours;
 mod workload;
 
@@ -52,6 +54,7 @@ async fn main() {
         }
     }
     report(&contestants);
+    memory::measure(setting("THROUGHLINE_BENCH_AGGREGATES", 1_000_000)).await;
 }
 
 fn report(contestants: &[Contestant; 4]) {
@@ -68,5 +71,5 @@ fn report(contestants: &[Contestant; 4]) {
         println!("{:<28}{rate:>12.0}{:>14.2}{cpu:>18.1}", contestant.name, ours / rate);
     }
     println!("CPU: this process and its database sessions; Kafka's own is not in it.");
-    println!("peak resident memory of this process: {:.0} MB", figures::peak_megabytes());
+    println!("peak resident memory of this process: {:.0} MB", figures::peak_megabytes("self"));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use tokio_postgres::Client;
 
-use crate::avro::{self, ExternalRegistry};
+use crate::avro::{self, Catalogue, ExternalRegistry};
 use crate::kafka::client;
 use crate::kafka::topics::{self, TopicNames, TopicSpec};
 use crate::orders::{self, OrdersCodec};
@@ -55,7 +55,7 @@ pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> 
 /// Registers the schemas, at the external registry where one is configured; the ids are kept in the
 /// database either way, so that nothing but a new schema needs that registry.
 async fn register_schemas(settings: &Settings, client: &Client) -> anyhow::Result<()> {
-    let catalogue = orders::schemas::catalogue()?;
+    let catalogue = orders_catalogue(settings)?;
     match settings.http.schema_registry_url.as_str() {
         "" => drop(avro::ids::register(client, &catalogue).await?),
         url => drop(ExternalRegistry::new(url)?.register(client, &catalogue).await?),
@@ -89,21 +89,27 @@ pub async fn ready(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The schemas of the orders context; their subjects begin with the name of the events topic, its
+/// prefix included.
+pub fn orders_catalogue(settings: &Settings) -> anyhow::Result<Catalogue> {
+    Ok(orders::schemas::catalogue()?.of_topic(orders_topics(settings).events()))
+}
+
 /// The codec of the orders context, with the schema ids that the database gave.
 ///
 /// # Errors
 /// Refuses when the store holds events of a version that this program cannot read.
 pub async fn orders_codec(settings: &Settings) -> anyhow::Result<Arc<OrdersCodec>> {
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
-    let catalogue = orders::schemas::catalogue()?;
+    let catalogue = orders_catalogue(settings)?;
     let ids = avro::ids::load(&client, &catalogue).await?;
-    avro::ids::check_store(&client, &orders_topics(settings).events(), &catalogue, &ids).await?;
+    avro::ids::check_store(&client, &catalogue, &ids).await?;
     Ok(Arc::new(OrdersCodec::new(&ids)?))
 }
 
 /// As [`orders_codec`], for looking at a store whatever it holds: an event of an unknown version is
 /// refused when it is met.
-pub async fn orders_codec_unchecked(client: &Client) -> anyhow::Result<OrdersCodec> {
-    let ids = avro::ids::load(client, &orders::schemas::catalogue()?).await?;
+pub async fn orders_codec_unchecked(settings: &Settings, client: &Client) -> anyhow::Result<OrdersCodec> {
+    let ids = avro::ids::load(client, &orders_catalogue(settings)?).await?;
     Ok(OrdersCodec::new(&ids)?)
 }

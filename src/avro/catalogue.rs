@@ -75,6 +75,11 @@ impl Catalogue {
         Ok(Self { topic: topic.to_owned(), namespace: namespace.to_owned(), schemas })
     }
 
+    /// The same schemas for a topic of another name, such as one with a prefix.
+    pub fn of_topic(self, topic: String) -> Self {
+        Self { topic, ..self }
+    }
+
     /// The events topic that the subjects belong to.
     pub fn topic(&self) -> &str {
         &self.topic

@@ -133,12 +133,11 @@ pub async fn load(client: &impl GenericClient, catalogue: &Catalogue) -> Result<
     Ok(SchemaIds::new(ids))
 }
 
-/// Refuses to start when the store holds events (of `topic`, its name with any prefix) of versions beyond the catalogue, and says which
-/// and how many. The events are counted only if such a version was ever registered: the events
+/// Refuses to start when the store holds events of versions beyond the catalogue, and says which and
+/// how many. The events are counted only if such a version was ever registered: the events
 /// table is large and carries no index by version.
 pub async fn check_store(
     client: &impl GenericClient,
-    topic: &str,
     catalogue: &Catalogue,
     ids: &SchemaIds,
 ) -> Result<(), SchemaIdsError> {
@@ -159,7 +158,7 @@ pub async fn check_store(
         where t.name = $1
         group by 1, 2 order by 1, 2";
     let rows = client
-        .query(statement, &[&topic, &types, &versions])
+        .query(statement, &[&catalogue.topic(), &types, &versions])
         .await
         .map_err(|source| SchemaIdsError::Database { step: "count events of unknown versions", source })?;
     match rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect::<Vec<_>>() {

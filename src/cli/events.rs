@@ -128,7 +128,7 @@ pub(super) fn spans(from: &[Start], destination: &Destination, last: &[i64], upt
 async fn tail(args: TailArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
     // Read without the start-up check: what cannot be read is exactly what one may want to see.
-    let codec = install::orders_codec_unchecked(&client).await?;
+    let codec = install::orders_codec_unchecked(settings, &client).await?;
     let destination = destinations::find(&client, &install::orders_topics(settings).events()).await?;
     let spans = spans(&args.from, &destination, &last_seqs(&client, &destination).await?, i64::MAX)?;
     let mut history = History::new(&destination, &spans, PAGE.0, PAGE.1);

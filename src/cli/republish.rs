@@ -51,7 +51,7 @@ pub(super) async fn run(args: RepublishArgs, settings: &Settings) -> anyhow::Res
         bail!("--from end sends nothing: say beginning, or places PARTITION:SEQ");
     }
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
-    let codec = install::orders_codec_unchecked(&client).await?;
+    let codec = install::orders_codec_unchecked(settings, &client).await?;
     let events_topic = install::orders_topics(settings).events();
     let destination = destinations::find(&client, &events_topic).await?;
     let last = last_seqs(&client, &destination).await?;

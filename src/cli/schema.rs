@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{FOUND_FALSE, Output};
-use crate::app::asyncapi;
+use crate::app::{asyncapi, install};
 use crate::avro::registry::{self, RegisteredSchema};
 use crate::avro::{Catalogue, CataloguedSchema, fields, lock};
 use crate::orders::schemas;
@@ -62,7 +62,7 @@ enum SchemaVerb {
 
 /// Lists, shows, checks or compares.
 pub async fn run(args: SchemaArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let catalogue = schemas::catalogue()?;
+    let catalogue = install::orders_catalogue(settings)?;
     match args.verb {
         SchemaVerb::List => list(&catalogue, args.output, settings).await,
         SchemaVerb::Show { event_type, wanted } => show(&catalogue, &event_type, wanted, args.output),

@@ -53,7 +53,7 @@ struct ShowArgs {
 pub async fn run(args: StreamArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let StreamVerb::Show(args) = args.verb;
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
-    let codec = install::orders_codec_unchecked(&client).await?;
+    let codec = install::orders_codec_unchecked(settings, &client).await?;
     let destination = destinations::find(&client, &install::orders_topics(settings).events()).await?;
     let partition = destination_partition(args.id, destination.partitions);
     let all = events::of_stream(&client, &destination, partition, args.id).await?;

@@ -29,9 +29,9 @@ pub(super) const APPEND_EVENTS: &str = "
     ), stored as (
         insert into throughline.events
             (partition, topic, seq, stream_id, version, event_id, type, schema_version,
-             command_id, correlation_id, causation_id, principal, recorded_at, payload)
+             command_id, correlation_id, causation_id, principal, traceparent, reply_to, recorded_at, payload)
         select partition, $1::smallint, seq, stream_id, version, event_id, type, schema_version,
-               command_id, correlation_id, causation_id, principal, $2::timestamptz, payload
+               command_id, correlation_id, causation_id, principal, traceparent, reply_to, $2::timestamptz, payload
         from appended
     )
     insert into throughline.outbox

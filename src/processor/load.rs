@@ -48,33 +48,29 @@ pub(super) const MOVE_OFFSETS: &str = "
       and pg_current_xact_id_if_assigned() is not null
     returning o.partition, o.source_topic, o.group_id";
 
-/// Events of the batch's streams after the version known, or after the snapshot where none is.
-/// $1 topic, $2 partitions, $3 streams, $4 versions known (null: none), $5 version of the snapshots' shape.
+/// What the store holds of the batch's streams: the events after the version known, or the snapshot
+/// and the events after it where none is. A row an event, or one for a snapshot that no event
+/// follows; the state is on a stream's first row only. $1 topic, $2 partitions, $3 streams,
+/// $4 versions known (null: none), $5 version of the snapshots' shape.
 ///
 /// The order asked for is the point: on a young table without statistics two indexes cost the same
 /// to the planner, and the primary key would be read from the start of the partition for each
 /// stream. Only the index by stream and version gives the order without a sort.
-pub(super) const LOAD_EVENTS: &str = "
-    select w.place, e.version, e.payload
+pub(super) const LOAD_STREAMS: &str = "
+    select w.place, s.version, case when e.version is null or e.version = s.version + 1 then s.state end,
+           e.version, e.payload
     from unnest($2::int[], $3::uuid[], $4::bigint[]) with ordinality as w (partition, stream_id, known, place)
-    cross join lateral (
+    left join lateral (
+        select version, state from throughline.snapshots
+        where w.known is null and partition = w.partition and topic = $1 and stream_id = w.stream_id
+          and snapshot_version = $5
+        limit 1) s on true
+    left join lateral (
         select version, payload from throughline.events
         where partition = w.partition and topic = $1 and stream_id = w.stream_id
-          and version > coalesce(w.known,
-              (select s.version from throughline.snapshots s
-               where s.partition = w.partition and s.topic = $1 and s.stream_id = w.stream_id
-                 and s.snapshot_version = $5), 0)
-        order by version) e";
-
-/// Snapshots of the batch's streams that are not cached. $1 topic, $2 partitions, $3 streams,
-/// $4 version of the snapshots' shape.
-pub(super) const LOAD_SNAPSHOTS: &str = "
-    select w.place, s.version, s.state
-    from unnest($2::int[], $3::uuid[]) with ordinality as w (partition, stream_id, place)
-    cross join lateral (
-        select version, state from throughline.snapshots
-        where partition = w.partition and topic = $1 and stream_id = w.stream_id and snapshot_version = $4
-        limit 1) s";
+          and version > coalesce(w.known, s.version, 0)
+        order by version) e on true
+    where s.version is not null or e.version is not null";
 
 /// Outcomes that the batch's command ids already have. $1 topic, $2 partitions, $3 command ids.
 ///
@@ -129,22 +125,19 @@ pub(super) async fn load<C: BoundedContext>(
     let topic = scope.events.id;
     let topics = vec![scope.events.id, scope.results.id];
     let shape = C::Aggregate::SNAPSHOT_VERSION;
-    let uncached: Vec<usize> = (0..wanted.known.len()).filter(|place| wanted.known[*place].is_none()).collect();
 
     // Polled in this order, so sent in this order, in one go.
-    let (begun, counters, moved, snapshots, events, outcomes) = join!(
+    let (begun, counters, moved, stored, outcomes) = join!(
         session.client.batch_execute("begin"),
         lock_counters(session, &partitions, &topics),
         move_offsets(session, scope, batch),
-        load_snapshots(session, topic, &wanted, &uncached, shape),
-        load_events(session, topic, &wanted, shape),
+        load_streams(session, topic, &wanted, shape),
         load_outcomes(session, topic, &id_partitions, &ids),
     );
     begun.map_err(Failure::at("begin"))?;
     let counters = counters.map_err(Failure::at("lock the counters"))?;
     let moved = moved.map_err(Failure::at("move the offsets"))?;
-    let snapshots = snapshots.map_err(Failure::at("load snapshots"))?;
-    let events = events.map_err(Failure::at("load events"))?;
+    let stored = stored.map_err(Failure::at("load streams"))?;
     let outcomes = outcomes.map_err(Failure::at("load outcomes"))?;
 
     if counters.len() != partitions.len() * topics.len() {
@@ -152,7 +145,7 @@ pub(super) async fn load<C: BoundedContext>(
         return Err(Failure::Unknown(reason));
     }
     mark_lost(batch, &moved, &scope.groups);
-    let streams = restore::streams::<C>(session, scope, wanted, &uncached, &snapshots, events).await?;
+    let streams = restore::streams::<C>(session, scope, wanted, &stored).await?;
     Ok(Loaded {
         now: counters.first().map_or_else(Timestamp::now, |row| row.get(3)),
         last_seq: counters.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect(),
@@ -217,28 +210,13 @@ async fn move_offsets<C: BoundedContext, P>(
     session.client.query(&session.move_offsets, &[&partitions, &topics, &groups, &epochs, &expected, &next]).await
 }
 
-async fn load_snapshots<A>(
-    session: &Session,
-    topic: i16,
-    wanted: &Wanted<A>,
-    uncached: &[usize],
-    shape: i16,
-) -> Result<Vec<Row>, Error> {
-    if uncached.is_empty() {
-        return Ok(Vec::new());
-    }
-    let partitions: Vec<i32> = uncached.iter().map(|place| wanted.partitions[*place]).collect();
-    let streams: Vec<Uuid> = uncached.iter().map(|place| wanted.streams[*place]).collect();
-    session.client.query(&session.load_snapshots, &[&topic, &partitions, &streams, &shape]).await
-}
-
-async fn load_events<A>(session: &Session, topic: i16, wanted: &Wanted<A>, shape: i16) -> Result<Vec<Row>, Error> {
+async fn load_streams<A>(session: &Session, topic: i16, wanted: &Wanted<A>, shape: i16) -> Result<Vec<Row>, Error> {
     if wanted.streams.is_empty() {
         return Ok(Vec::new());
     }
     session
         .client
-        .query(&session.load_events, &[&topic, &wanted.partitions, &wanted.streams, &wanted.known, &shape])
+        .query(&session.load_streams, &[&topic, &wanted.partitions, &wanted.streams, &wanted.known, &shape])
         .await
 }
 

@@ -20,22 +20,21 @@ use super::session::Session;
 /// A stored event: its version and its bytes, within a row.
 type Stored<'a> = (i64, &'a [u8]);
 
-/// The states of all wanted streams, by stream id. `uncached` are the places that `snapshots`
-/// count by, from 1; `events` count by the places of `wanted`, from 1.
+/// The states of all wanted streams, by stream id, from the rows of `LOAD_STREAMS`.
 pub(super) async fn streams<C: BoundedContext>(
     session: &Session,
     scope: &Scope<C>,
     wanted: Wanted<C::Aggregate>,
-    uncached: &[usize],
-    snapshots: &[Row],
-    events: Vec<Row>,
+    rows: &[Row],
 ) -> Result<HashMap<Uuid, Cached<C::Aggregate>>, Failure> {
     let mut held = wanted.held;
     let mut unreadable = Vec::new();
-    for row in snapshots {
-        let place = uncached[ordinal(row)];
-        match row.try_get::<_, Json<C::Aggregate>>(2) {
-            Ok(Json(state)) => {
+    let mut stored: HashMap<usize, Vec<Stored<'_>>> = HashMap::new();
+    for row in rows {
+        let place = ordinal(row);
+        match row.try_get::<_, Option<Json<C::Aggregate>>>(2) {
+            Ok(None) => {}
+            Ok(Some(Json(state))) => {
                 let version = row.get(1);
                 held[place] = Some(Cached { state, version, snapshot_version: version });
             }
@@ -44,17 +43,14 @@ pub(super) async fn streams<C: BoundedContext>(
                 unreadable.push(place);
             }
         }
-    }
-    let mut stored: HashMap<usize, Vec<Stored<'_>>> = HashMap::new();
-    for row in &events {
-        stored.entry(ordinal(row)).or_default().push((row.get(1), row.get(2)));
+        stored.entry(place).or_default().extend(event(row));
     }
     let again = from_the_start(session, scope, &wanted.partitions, &wanted.streams, &unreadable).await?;
     for place in &unreadable {
         stored.remove(place);
     }
     for row in &again {
-        stored.entry(unreadable[ordinal(row)]).or_default().push((row.get(1), row.get(2)));
+        stored.entry(unreadable[ordinal(row)]).or_default().extend(event(row));
     }
 
     let mut streams = HashMap::with_capacity(wanted.streams.len());
@@ -73,6 +69,10 @@ pub(super) async fn streams<C: BoundedContext>(
 
 fn empty<A: Aggregate>() -> Cached<A> {
     Cached { state: A::default(), version: 0, snapshot_version: 0 }
+}
+
+fn event(row: &Row) -> Option<Stored<'_>> {
+    row.get::<_, Option<i64>>(3).map(|version| (version, row.get(4)))
 }
 
 /// `with ordinality` counts from 1.
@@ -96,7 +96,7 @@ async fn from_the_start<C: BoundedContext>(
     let shape = C::Aggregate::SNAPSHOT_VERSION;
     session
         .client
-        .query(&session.load_events, &[&scope.events.id, &partitions, &streams, &known, &shape])
+        .query(&session.load_streams, &[&scope.events.id, &partitions, &streams, &known, &shape])
         .await
         .map_err(Failure::at("load events from the start"))
 }

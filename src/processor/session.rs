@@ -18,8 +18,7 @@ pub(super) struct Session {
     pub client: Client,
     pub lock_counters: Statement,
     pub move_offsets: Statement,
-    pub load_events: Statement,
-    pub load_snapshots: Statement,
+    pub load_streams: Statement,
     pub load_outcomes: Statement,
     pub append_events: Statement,
     pub append_results: Statement,
@@ -34,11 +33,10 @@ impl Session {
         let client = connect::connect(settings, &DatabaseRole::Writer).await?;
         client.batch_execute(PLANNER).await.map_err(StoreError::at("set up the processor's session"))?;
         let prepare = |statement: &'static str| client.prepare(statement);
-        let (lock_counters, move_offsets, load_events, load_snapshots, load_outcomes) = futures_util::try_join!(
+        let (lock_counters, move_offsets, load_streams, load_outcomes) = futures_util::try_join!(
             prepare(load::LOCK_COUNTERS),
             prepare(load::MOVE_OFFSETS),
-            prepare(load::LOAD_EVENTS),
-            prepare(load::LOAD_SNAPSHOTS),
+            prepare(load::LOAD_STREAMS),
             prepare(load::LOAD_OUTCOMES),
         )
         .map_err(StoreError::at("prepare the processor's reads"))?;
@@ -54,8 +52,7 @@ impl Session {
             client,
             lock_counters,
             move_offsets,
-            load_events,
-            load_snapshots,
+            load_streams,
             load_outcomes,
             append_events,
             append_results,

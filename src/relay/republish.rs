@@ -2,8 +2,7 @@
 //! headers, with values in the newest schema versions.
 //!
 //! Goes on behind the last sequence number that the target holds, so an interrupted run is simply
-//! repeated. Never touches the outbox, leases or the topics of the pipeline. Headers that only the
-//! outbox knows (`traceparent`, `reply-to`) belong to the first publication and are not repeated.
+//! repeated. Never touches the outbox, leases or the topics of the pipeline.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -154,6 +153,7 @@ impl<P: FnMut(u64)> Sending<'_, P> {
                 if !self.send(event, codec).await? {
                     return Ok(());
                 }
+                crate::crash_point!("republish.after_hand_over");
             }
             self.report();
         }
@@ -238,7 +238,7 @@ fn envelope<'a>(stored: &'a StoredEvent, message_type: &'a str, source: &'a str,
         command_id: stored.command_id,
         correlation_id: &stored.correlation_id,
         causation_id: stored.causation_id.as_deref(),
-        traceparent: None,
-        reply_to: None,
+        traceparent: stored.traceparent.as_deref(),
+        reply_to: stored.reply_to.as_deref(),
     }
 }

@@ -30,13 +30,17 @@ pub struct StoredEvent {
     pub causation_id: Option<String>,
     /// Who sent the command, where that was authenticated.
     pub principal: Option<String>,
+    /// W3C trace context of the command.
+    pub traceparent: Option<String>,
+    /// Where the command's sender wants its outcome.
+    pub reply_to: Option<String>,
     pub recorded_at: Timestamp,
     /// Framed bytes, as published.
     pub payload: Vec<u8>,
 }
 
 const COLUMNS: &str = "e.partition, e.seq, e.stream_id, e.version, e.event_id, e.type, e.schema_version, e.command_id, \
-                       e.correlation_id, e.causation_id, e.principal, e.recorded_at, e.payload";
+                       e.correlation_id, e.causation_id, e.principal, e.traceparent, e.reply_to, e.recorded_at, e.payload";
 
 fn stored(row: &Row) -> StoredEvent {
     StoredEvent {
@@ -51,8 +55,10 @@ fn stored(row: &Row) -> StoredEvent {
         correlation_id: row.get(8),
         causation_id: row.get(9),
         principal: row.get(10),
-        recorded_at: row.get(11),
-        payload: row.get(12),
+        traceparent: row.get(11),
+        reply_to: row.get(12),
+        recorded_at: row.get(13),
+        payload: row.get(14),
     }
 }
 

@@ -13,11 +13,12 @@ pub struct Migration {
 }
 
 /// All steps of this program, ascending.
-pub const MIGRATIONS: [Migration; 4] = [
+pub const MIGRATIONS: [Migration; 5] = [
     Migration { number: 1, name: "store", sql: include_str!("migrations/0001_store.sql") },
     Migration { number: 2, name: "roles", sql: include_str!("migrations/0002_roles.sql") },
     Migration { number: 3, name: "relay", sql: include_str!("migrations/0003_relay.sql") },
     Migration { number: 4, name: "projections", sql: include_str!("migrations/0004_projections.sql") },
+    Migration { number: 5, name: "event headers", sql: include_str!("migrations/0005_event_headers.sql") },
 ];
 
 /// Serializes migrating processes of one database. Any constant would do; never change it.

@@ -203,6 +203,9 @@ async fn schemas_can_be_compared(harness: &Harness, client: &Client) {
     assert_eq!(run(harness, &["schema", "check"]).await.code, 0);
     let list = rows(harness, &["schema", "list"]).await;
     assert!(list.len() == 9 && list.iter().all(|row| row["id"].is_i64()), "{list:?}");
+    // A stock client builds the subject from the topic's whole name.
+    let subject = format!("{}-throughline.orders.OrderPlaced", harness.names().events());
+    assert!(list.iter().any(|row| row["subject"] == subject.as_str()), "{list:?}");
     let shown = run(harness, &["schema", "show", "OrderPlaced", "1"]).await.stdout;
     assert!(serde_json::from_str::<Value>(&shown).expect("a schema")["name"] == "OrderPlaced");
     assert!(run(harness, &["schema", "show", "OrderLost"]).await.stderr.contains("OrderCancelled, OrderPlaced"));
