@@ -16,12 +16,10 @@ use crate::workload::Workload;
 const DONE: &str = "select coalesce(sum(next_offset), 0)::bigint from throughline.offsets";
 
 /// Measured from the first commit seen to the last, so that joining the group is not in it.
-pub async fn processor(harness: &Harness, workload: &Workload, machine: &Machine) -> Figure {
+pub async fn processor(harness: &Harness, workload: &Workload, machine: &Machine, workers: usize) -> Figure {
     workload.produce(harness);
     let mut settings = harness.settings.clone();
-    if let Ok(workers) = std::env::var("THROUGHLINE_BENCH_WORKERS") {
-        settings.processor.workers = workers.parse().expect("a number");
-    }
+    settings.processor.workers = workers;
     let codec = install::orders_codec(&settings).await.expect("codec");
     let shutdown = CancellationToken::new();
     let wake = Arc::new(Notify::new());

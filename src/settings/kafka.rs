@@ -27,7 +27,7 @@ impl Default for KafkaSettings {
         Self {
             brokers: "127.0.0.1:9092".into(),
             session_timeout_ms: 6_000,
-            prefetch_kbytes_max: 64 * 1024,
+            prefetch_kbytes_max: 16 * 1024,
             request_timeout_ms: 10_000,
             librdkafka: BTreeMap::new(),
         }

@@ -47,7 +47,7 @@ pub struct ProcessorSettings {
 impl Default for ProcessorSettings {
     fn default() -> Self {
         Self {
-            workers: 1,
+            workers: 2,
             batch_commands_max: 2_000,
             batch_bytes_max: 4 * 1024 * 1024,
             queue_commands_max: 10_000,

@@ -97,7 +97,11 @@ impl Process {
         let status = tokio::time::timeout(Duration::from_secs(25), self.child.wait()).await.unwrap_or_else(|_| {
             panic!("no end within 25 s of SIGTERM; log:\n{}", self.lines.lock().unwrap().join("\n"))
         });
-        status.expect("the process ends").code().unwrap_or(-1)
+        let code = status.expect("the process ends").code().unwrap_or(-1);
+        if code != 0 {
+            eprintln!("it ended with {code}; log:\n{}", self.lines.lock().unwrap().join("\n"));
+        }
+        code
     }
 
     /// Waits for a log line that contains `text`; the line.

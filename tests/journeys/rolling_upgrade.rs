@@ -95,6 +95,7 @@ async fn old_readers_park_or_halt_on_a_newer_version_and_new_ones_read_both() {
 
     // The new release is installed: its version 4 gets an id. Then it writes.
     let (catalogue, upcasters) = next_release();
+    let catalogue = catalogue.of_topic(harness.names().events());
     let ids = ids::register(&client, &catalogue).await.expect("register version 4");
     let id = |version| ids.id_of("OrderPlaced", version).expect("an id");
     let [known, newer] = neighbours(&harness);

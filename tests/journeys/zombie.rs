@@ -27,7 +27,10 @@ async fn stopped_before_its_commit_it_changes_nothing() {
 
 fn processor(harness: &Harness, stop_at: Option<&str>) -> Process {
     let mut command = command(harness, &["run", "processor"]);
-    command.env("THROUGHLINE__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_MS", IDLE_MS);
+    // One worker: a second could commit in the moment between the point and the stop.
+    command
+        .env("THROUGHLINE__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_MS", IDLE_MS)
+        .env("THROUGHLINE__PROCESSOR__WORKERS", "1");
     command.envs(stop_at.map(|point| ("THROUGHLINE_STOP_AT", point)));
     Process::start(command)
 }
