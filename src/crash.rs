@@ -8,8 +8,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, raise};
 
 struct Plan {
     signal: Signal,
@@ -45,9 +44,9 @@ fn parse(wanted: &str, signal: Signal) -> Plan {
 fn strike(plan: &Plan) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "crash point {}: {}", plan.name, plan.signal);
-    // A signal to itself is delivered before `kill` returns: no handler, no destructor, no flush. After
-    // a SIGCONT the process goes on here.
-    let _ = kill(Pid::this(), plan.signal);
+    // Raised in this very thread it takes effect before the call returns; sent to the process, another
+    // thread may take it, and this one would run on for a moment. After a SIGCONT all go on from here.
+    let _ = raise(plan.signal);
 }
 
 /// Marks a point of the program at which tests may end or stop the process: `crash_point!("append.before_commit")`.

@@ -66,7 +66,7 @@ pub async fn run(args: OutboxArgs, settings: &Settings) -> anyhow::Result<ExitCo
         row["ratePerSecond"] = json!(rate);
         row["state"] = json!(match (&partition.halted, &partition.owner) {
             (Some(_), _) => "halted",
-            (None, Some(_)) => "published",
+            (None, Some(_)) => "publishing",
             (None, None) => "unowned",
         });
         rows.push(row);

@@ -5,7 +5,7 @@
 use tokio_postgres::{Client, Transaction};
 
 use crate::engine::Projection;
-use crate::store::{DatabaseRole, StoreError};
+use crate::store::{DatabaseRole, StoreError, roles};
 
 /// What [`install`] found or did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,11 +23,12 @@ pub async fn install<E: Send + Sync + 'static>(
     client: &mut Client,
     projection: &dyn Projection<Event = E>,
 ) -> Result<Installed, StoreError> {
+    let role = DatabaseRole::Projector(projection.name()).name().unwrap_or_default();
+    roles::ensure(client, &role, Some("throughline_projector")).await?;
     let tx = client.transaction().await.map_err(StoreError::at("begin an installation"))?;
     tx.execute("select pg_advisory_xact_lock(hashtext('throughline.install'))", &[])
         .await
         .map_err(StoreError::at("lock installations"))?;
-    let role = create_role(&tx, projection.name()).await?;
     let live = tx
         .query_opt("select version from throughline.projections where name = $1", &[&projection.name()])
         .await
@@ -50,36 +51,6 @@ pub async fn install<E: Send + Sync + 'static>(
     };
     tx.commit().await.map_err(StoreError::at("commit an installation"))?;
     Ok(installed)
-}
-
-/// Roles belong to the cluster: another database, or a parallel run, may have made it first.
-async fn create_role(tx: &Transaction<'_>, projection: &'static str) -> Result<String, StoreError> {
-    let role = DatabaseRole::Projector(projection).name().unwrap_or_default();
-    tx.batch_execute(&format!(
-        "do $$ begin
-             if not exists (select from pg_roles where rolname = '{role}') then
-                 begin
-                     create role {role} nologin;
-                 exception when duplicate_object or unique_violation then null;
-                 end;
-             end if;
-             if not pg_has_role('{role}', 'throughline_projector', 'member') then
-                 begin
-                     grant throughline_projector to {role};
-                 exception when unique_violation then null;
-                 end;
-             end if;
-             if not pg_has_role(current_user, '{role}', 'member') then
-                 begin
-                     grant {role} to current_user;
-                 exception when unique_violation then null;
-                 end;
-             end if;
-         end $$"
-    ))
-    .await
-    .map_err(StoreError::at("create a projection's role"))?;
-    Ok(role)
 }
 
 /// The tables and views of `projection` in the schema `generation`, with the rights on them.

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
-use super::StoreError;
+use super::{StoreError, roles};
 
 /// One numbered step. Never edited once released: add another.
 pub struct Migration {
@@ -21,6 +21,15 @@ pub const MIGRATIONS: [Migration; 5] = [
     Migration { number: 5, name: "event headers", sql: include_str!("migrations/0005_event_headers.sql") },
 ];
 
+/// Group roles that the steps give rights to.
+const ROLES: [&str; 5] = [
+    "throughline_writer",
+    "throughline_relay",
+    "throughline_projector",
+    "throughline_reader",
+    "throughline_maintenance",
+];
+
 /// Serializes migrating processes of one database. Any constant would do; never change it.
 const LOCK: i64 = 0x7468_726f_7567_686c;
 
@@ -30,6 +39,9 @@ const LOCK: i64 = 0x7468_726f_7567_686c;
 /// A database that holds a step this program does not know (it is newer), or one whose text
 /// differs, is left alone and explained.
 pub async fn apply(client: &mut Client) -> Result<Vec<&'static str>, StoreError> {
+    for role in ROLES {
+        roles::ensure(client, role, None).await?;
+    }
     client
         .batch_execute(&format!("select pg_advisory_lock({LOCK})"))
         .await

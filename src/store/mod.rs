@@ -10,6 +10,7 @@ pub mod destinations;
 pub mod events;
 pub mod migrate;
 pub mod partitions;
+pub mod roles;
 
 pub use connect::{Database, DatabaseRole};
 pub use dead_letters::DeadLetter;

@@ -66,12 +66,31 @@ async fn the_store_can_be_looked_into_and_sent_again() {
     let client = harness.client().await;
     let processor = Process::run(&harness, &["processor"]);
     let (order, old) = history(&harness, &client).await;
+    outbox_tells_what_waits(&harness).await;
     tail_shows_everything(&harness, order, old).await;
     stream_shows_states(&harness, order).await;
     republish_repeats_history(&harness, &client, old).await;
     tail_follows_until_nobody_reads(&harness).await;
     schemas_can_be_compared(&harness, &client).await;
     assert_eq!(processor.terminate().await, 0);
+}
+
+/// Four events wait until a relay comes.
+async fn outbox_tells_what_waits(harness: &Harness) {
+    let pending = ["outbox", "status", "--pending"];
+    let depth = |rows: &[Value]| rows.iter().filter_map(|row| row["depth"].as_i64()).sum::<i64>();
+    let waiting = rows(harness, &pending).await;
+    assert_eq!(depth(&waiting), 4, "{waiting:?}");
+    for row in &waiting {
+        assert_eq!((row["state"].as_str(), row["owner"].as_str()), (Some("unowned"), None), "{row}");
+        assert!(row["oldestAgeSeconds"].as_f64() > Some(0.0), "{row}");
+    }
+    let relay = Process::run(harness, &["relay"]);
+    eventually("nothing waits", || async { rows(harness, &pending).await.is_empty().then_some(()) }).await;
+    let all = rows(harness, &["outbox", "status", "--sample", "100"]).await;
+    assert!(all.iter().all(|row| row["state"] == "publishing" && row["owner"].is_string()), "{all:?}");
+    assert!(all.iter().all(|row| row["ratePerSecond"] == 0.0 && row["published"] == row["lastSeq"]), "{all:?}");
+    assert_eq!(relay.terminate().await, 0);
 }
 
 async fn tail_shows_everything(harness: &Harness, order: Uuid, old: Uuid) {

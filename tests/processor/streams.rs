@@ -4,7 +4,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::floor::{Produced, Running, Source, command, consumed, decided, number, pay, place, sound};
-use crate::harness::Harness;
+use crate::harness::{Harness, eventually};
 
 /// The life of an order, and a refusal at each wrong turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,20 +93,39 @@ async fn snapshots_stand_for_the_past() {
     let version = number(&client, "select version from throughline.snapshots").await;
     assert!((86..=96).contains(&version), "a snapshot within the last ten events: {version}");
 
-    // What the snapshot covers is not read: events that it covers may be unreadable.
-    client
-        .batch_execute(
-            "alter table throughline.events disable trigger events_are_immutable;
-             update throughline.events set payload = '\\x00' where version <= 80;",
-        )
-        .await
-        .expect("spoil the past");
+    // The stream grows by a past of 100,000 events that nobody could read: none of them is.
+    client.batch_execute(LONG_PAST).await.expect("a long past");
+    let scans = "select coalesce(sum(idx_scan), 0)::bigint from pg_stat_user_indexes where relname = 'events'";
+    let read = "select coalesce(sum(idx_tup_read), 0)::bigint from pg_stat_user_indexes where relname = 'events'";
+    let (scans_before, before) = (number(&client, scans).await, number(&client, read).await);
     let id = Uuid::new_v4();
     source.produce(&[command(&harness, &pay(order, id, "0.10"))]);
     let running = Running::start(&harness.settings).await;
-    assert_eq!(decided(&client, &[id]).await[0].version, Some(97));
+    assert_eq!(decided(&client, &[id]).await[0].version, Some(100_097));
     running.stop().await;
+    eventually("the statistics of the ended session", || async {
+        (number(&client, scans).await > scans_before).then_some(())
+    })
+    .await;
+    let read = number(&client, read).await - before;
+    assert!(read <= 20, "one command read {read} events of a stream of 100,096");
 }
+
+/// Puts 100,000 unreadable events before those of the only stream.
+const LONG_PAST: &str = "
+    alter table throughline.events disable trigger events_are_immutable;
+    update throughline.events set version = version + 100000, seq = seq + 100000;
+    update throughline.snapshots set version = version + 100000;
+    update throughline.counters c set last_seq = last_seq + 100000
+    from throughline.events e where e.version = 100001 and c.partition = e.partition and c.topic = e.topic;
+    update throughline.relay_leases l set published = published + 100000
+    from throughline.events e where e.version = 100001 and l.partition = e.partition and l.topic = e.topic;
+    insert into throughline.events (partition, topic, seq, stream_id, version, event_id, type, schema_version, command_id,
+                                    correlation_id, recorded_at, payload)
+    select e.partition, e.topic, n, e.stream_id, n, gen_random_uuid(), e.type, e.schema_version, gen_random_uuid(), '',
+           e.recorded_at, '\\x00'
+    from throughline.events e, generate_series(1, 100000) n where e.version = 100001;
+    alter table throughline.events enable trigger events_are_immutable;";
 
 /// A snapshot that does not decode is no loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -64,3 +64,23 @@ async fn the_reader_only_reads() {
         denied(&bed, DatabaseRole::Reader, sql).await;
     }
 }
+
+/// Databases of one cluster are installed at once: each needs the same roles, and none may trip over
+/// another's that is not committed yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_are_made_once_however_many_begin() {
+    const SESSIONS: usize = 8;
+    let bed = Bed::new().await;
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        sessions.push(store::connect::connect(&bed.settings.database, &DatabaseRole::Owner).await.expect("connects"));
+    }
+    for round in 0..20 {
+        let role = format!("throughline_test_{}_{round}", uuid::Uuid::new_v4().simple());
+        let made = sessions.iter().map(|session| store::roles::ensure(session, &role, Some("throughline_projector")));
+        for outcome in futures_util::future::join_all(made).await {
+            outcome.expect("the role is there");
+        }
+        bed.owner.batch_execute(&format!("drop role {role}")).await.expect("dropped");
+    }
+}
