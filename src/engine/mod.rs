@@ -10,6 +10,7 @@ pub mod event;
 pub mod given;
 pub mod ids;
 pub mod projection;
+pub mod rows;
 
 pub use aggregate::{Aggregate, Decision, Refusal};
 pub use command::{Command, CommandMeta, InvalidCommand};
@@ -17,3 +18,4 @@ pub use context::{BoundedContext, Encoded, EventCodec, UndecodableEvent};
 pub use event::Recorded;
 pub use ids::{Position, destination_partition};
 pub use projection::{Projection, ProjectionError};
+pub use rows::Rows;

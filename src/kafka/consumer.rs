@@ -25,6 +25,12 @@ pub type Committed = Option<(i64, String)>;
 ///
 /// Called on the consumer's thread, where blocking is allowed.
 pub trait PartitionOwner: Send + Sync + 'static {
+    /// Metadata that a commit found at Kafka is to carry before anybody acts on it; none leaves it.
+    /// Equal commits of others cannot be told apart, a name of its own can.
+    fn name_for(&self, _metadata: &str) -> Option<String> {
+        None
+    }
+
     /// Claims `source`. `committed` is what Kafka holds; `watermarks` are the first offset kept and
     /// the next one to be written, read before the claim: an owner that is still at work may have
     /// gone past their end meanwhile. A claim outside fresh watermarks halts the partition.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError as ClientError;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
@@ -63,13 +64,16 @@ impl ConsumerContext for Rebalancer {
 impl Rebalancer {
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<(), ClientError> {
         let committed = if self.shared.read_committed_offsets && list.count() > 0 {
-            self.committed_offsets(consumer, list)
+            self.committed_offsets(consumer, list).and_then(|found| self.named(consumer, found))
         } else {
-            HashMap::new()
+            Some(HashMap::new())
         };
         let mut idle = TopicPartitionList::new();
         let assigned = sources(list);
-        let claims = self.claim_all(consumer, &assigned, &committed);
+        let claims = match &committed {
+            Some(committed) => self.claim_all(consumer, &assigned, committed),
+            None => vec![None; assigned.len()],
+        };
         for (source, claim) in assigned.into_iter().zip(claims) {
             let offset = match claim {
                 Some(claim) => {
@@ -120,36 +124,66 @@ impl Rebalancer {
         })
     }
 
+    /// What Kafka holds; none once the assignment is not ours any more.
     fn committed_offsets(
         &self,
         consumer: &BaseConsumer<Self>,
         list: &TopicPartitionList,
-    ) -> HashMap<TopicPartition, Committed> {
+    ) -> Option<HashMap<TopicPartition, Committed>> {
         loop {
             match consumer.committed_offsets(list.clone(), REQUEST_WAIT) {
                 Ok(committed) => {
-                    return committed
-                        .elements()
-                        .iter()
-                        .map(|element| {
-                            let offset = match element.offset() {
-                                Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
-                                _ => None,
-                            };
-                            (TopicPartition { topic: element.topic().into(), partition: element.partition() }, offset)
-                        })
-                        .collect();
+                    let pair = |element: &TopicPartitionListElem<'_>| {
+                        let offset = match element.offset() {
+                            Offset::Offset(offset) => Some((offset, element.metadata().to_owned())),
+                            _ => None,
+                        };
+                        (TopicPartition { topic: element.topic().into(), partition: element.partition() }, offset)
+                    };
+                    return Some(committed.elements().iter().map(pair).collect());
                 }
                 // Guessing here could overlook an operator's reset.
                 Err(error) => {
                     tracing::warn!(group = self.shared.group, %error, "cannot read committed offsets; trying again");
                     if !self.shared.is_running() || consumer.assignment_lost() {
-                        return HashMap::new();
+                        return None;
                     }
                     std::thread::sleep(CLAIM_RETRY_WAIT);
                 }
             }
         }
+    }
+
+    /// Gives the commits of others the names that the owner wants, in Kafka first: only a member of
+    /// the group's present generation can, so what a later owner reads is already named. None once
+    /// the assignment is not ours any more.
+    fn named(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        mut committed: HashMap<TopicPartition, Committed>,
+    ) -> Option<HashMap<TopicPartition, Committed>> {
+        let mut renamed = TopicPartitionList::new();
+        for (source, held) in &mut committed {
+            let Some((offset, metadata)) = held else { continue };
+            let Some(name) = self.shared.owner.name_for(metadata) else { continue };
+            let mut element = renamed.add_partition(&source.topic, source.partition);
+            element.set_offset(Offset::Offset(*offset)).ok()?;
+            element.set_metadata(name.as_str());
+            *metadata = name;
+        }
+        while renamed.count() > 0 {
+            match consumer.commit(&renamed, CommitMode::Sync) {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(group = self.shared.group, %error, "cannot name a reset; trying again");
+                    if !self.shared.is_running() || consumer.assignment_lost() {
+                        return None;
+                    }
+                    std::thread::sleep(CLAIM_RETRY_WAIT);
+                }
+            }
+        }
+        Some(committed)
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), ClientError> {
@@ -190,7 +224,7 @@ pub(super) fn take_commits(shared: &Shared, wanted: impl Fn(&TopicPartition) -> 
 }
 
 pub(super) fn sources(list: &TopicPartitionList) -> Vec<TopicPartition> {
-    let element = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| TopicPartition {
+    let element = |element: &TopicPartitionListElem<'_>| TopicPartition {
         topic: element.topic().into(),
         partition: element.partition(),
     };

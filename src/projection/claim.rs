@@ -17,6 +17,10 @@ pub(super) struct CheckpointOwner<E: Send + Sync + 'static> {
 }
 
 impl<E: Send + Sync + 'static> PartitionOwner for CheckpointOwner<E> {
+    fn name_for(&self, metadata: &str) -> Option<String> {
+        reset::name_for(metadata)
+    }
+
     fn claim(
         &self,
         source: &TopicPartition,
@@ -49,6 +53,7 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         watermarks: (i64, i64),
     ) -> Result<Checkpoint, ProjectionLoopError> {
         let projector = &self.projector;
+        crate::crash_point!("projection.claim.named");
         let mut client = projector.connect(LIVE).await?;
         let tx = client.transaction().await.map_err(StoreError::at("begin a claim"))?;
         // A refill may take longer than a statement of the loop.
@@ -57,8 +62,10 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
             .map_err(StoreError::at("set the claim's statement timeout"))?;
         state::check_version(&tx, projector).await?;
         let held = checkpoint::take(&tx, projector.name(), partition).await?;
-        let start = reset::decide(held.next_offset, committed, watermarks);
-        let moved = self.carry_out(&tx, start, held, watermarks).await?;
+        let wish = reset::open_wish(&tx, projector, partition, committed).await?;
+        let start = reset::decide(held.next_offset, wish, watermarks);
+        let name = wish.map(|(_, name)| name);
+        let moved = self.carry_out(&tx, start, held, watermarks, name).await?;
         crate::crash_point!("projection.claim.before_commit");
         let claimed = checkpoint::put(&tx, projector.name(), moved).await?;
         tx.commit().await.map_err(StoreError::at("commit a claim"))?;
@@ -72,6 +79,7 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         start: Start,
         held: Checkpoint,
         (first, end): (i64, i64),
+        name: Option<&str>,
     ) -> Result<Checkpoint, ProjectionLoopError> {
         let projector = &self.projector;
         match start {
@@ -79,17 +87,17 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
             Start::Here => {
                 let seq = self.seq_before(held.partition, held.next_offset, first, end)?;
                 if seq <= held.seq {
-                    return Ok(held);
+                    return reset::stay(projector, tx, held, name).await;
                 }
-                reset::backward(projector, tx, held, held.next_offset, seq).await
+                reset::backward(projector, tx, held, held.next_offset, seq, name).await
             }
             Start::Backward { target } => {
                 let seq = self.seq_before(held.partition, target, first, end)?;
-                reset::backward(projector, tx, held, target, seq).await
+                reset::backward(projector, tx, held, target, seq, name).await
             }
             Start::Forward { target } => {
                 let seq = self.seq_before(held.partition, target, first, end)?;
-                reset::forward(projector, tx, held, target, seq).await
+                reset::forward(projector, tx, held, target, seq, name).await
             }
             Start::Expired { first: target } => {
                 let seq = self.seq_before(held.partition, target, first, end)?.max(held.seq);

@@ -4,7 +4,7 @@
 //! Its truth is the checkpoint: it moves by compare-and-set in the transaction that changes the
 //! rows, so what is applied is applied once. Kafka's committed offset only follows, and carries
 //! `e=<epoch>` as metadata; Kafka's own reset tool leaves that empty, which is how a reset is told
-//! from our own lag (`reset`).
+//! from our own lag, and carried out once (`reset`).
 //!
 //! The rooms: `run` is the loop and `apply` one batch of it, failures included; `decode` turns
 //! records into events; `checkpoint` is the compare-and-set, `claim` the take-over of a partition;
@@ -48,7 +48,7 @@ pub use offsets::{PlannedReset, ResetTarget, reset_offsets};
 pub use rebuild::{Progress, RebuildReport, rebuild};
 pub use replay::{ReplayedKey, RowChange, replay};
 pub use run::run;
-pub use switch::{RollbackReport, rollback};
+pub use switch::{RollbackReport, drop_previous, rollback};
 
 use crate::engine::{EventCodec, Position, Projection};
 use crate::kafka::KafkaError;

@@ -1,10 +1,18 @@
 //! Tells an operator's reset of the consumer group from our own lag, and carries it out.
 //!
 //! Kafka's tool commits with empty metadata; our commits carry the epoch. PostgreSQL's checkpoint is
-//! authoritative in every other case. Carrying out is one transaction: killed anywhere, the same
-//! decision is reached again from the same two facts.
+//! authoritative in every other case.
+//!
+//! Exactly once: whoever finds such a commit first writes it back to Kafka with a name of its own
+//! (only a member of the group's present generation can); then one transaction carries it out and
+//! keeps the name in `throughline.projection_resets`. Killed before the name is written: nothing
+//! happened. Killed before the transaction commits: the same name is carried out next time. Killed
+//! after it, before a commit of ours follows in Kafka: the name is found, and nothing is repeated,
+//! however far the checkpoint has moved from the target. A later reset has no name yet, so it is
+//! another one, even to the same offset.
 
 use tokio_postgres::Transaction;
+use uuid::Uuid;
 
 use super::checkpoint::Checkpoint;
 use super::{ProjectionLoopError, Projector, fill, park};
@@ -26,6 +34,9 @@ pub(super) enum Start {
     Expired { first: i64 },
 }
 
+/// How the names of operators' resets begin.
+const NAMED: &str = "reset=";
+
 /// The metadata of our own commits.
 pub(super) fn metadata(epoch: i64) -> String {
     format!("e={epoch}")
@@ -35,11 +46,38 @@ fn is_ours(metadata: &str) -> bool {
     metadata.strip_prefix("e=").is_some_and(|epoch| epoch.parse::<i64>().is_ok())
 }
 
-/// Decides from the checkpoint's offset, what Kafka holds as committed, and what Kafka keeps.
-pub(super) fn decide(next_offset: i64, committed: &Committed, (first, end): (i64, i64)) -> Start {
-    match committed {
-        Some((offset, metadata)) if !is_ours(metadata) => {
-            let target = (*offset).clamp(first, end);
+/// The name for a commit that is an operator's and has none yet.
+pub(super) fn name_for(metadata: &str) -> Option<String> {
+    let named = metadata.strip_prefix(NAMED).is_some_and(|id| Uuid::try_parse(id).is_ok());
+    (!is_ours(metadata) && !named).then(|| format!("{NAMED}{}", Uuid::new_v4()))
+}
+
+/// What an operator wishes and nobody has carried out yet: the offset and the wish's name. Asked
+/// under the checkpoint's lock, in a statement after it, so that another claim's answer is seen.
+pub(super) async fn open_wish<'a, E: Send + Sync>(
+    tx: &Transaction<'_>,
+    projector: &Projector<E>,
+    partition: i32,
+    committed: &'a Committed,
+) -> Result<Option<(i64, &'a str)>, StoreError> {
+    let Some((offset, name)) = committed.as_ref().filter(|(_, metadata)| !is_ours(metadata)) else { return Ok(None) };
+    let carried_out: bool = tx
+        .query_one(
+            "select exists (select from throughline.projection_resets
+                            where name = $1 and partition = $2 and projection = $3)",
+            &[name, &partition, &projector.name()],
+        )
+        .await
+        .map_err(StoreError::at("look whether a reset was carried out"))?
+        .get(0);
+    Ok((!carried_out).then_some((*offset, name.as_str())))
+}
+
+/// Decides from the checkpoint's offset, what an operator wishes, and what Kafka keeps.
+pub(super) fn decide(next_offset: i64, wish: Option<(i64, &str)>, (first, end): (i64, i64)) -> Start {
+    match wish {
+        Some((offset, _)) => {
+            let target = offset.clamp(first, end);
             match target.cmp(&next_offset) {
                 std::cmp::Ordering::Less => Start::Backward { target },
                 std::cmp::Ordering::Greater => Start::Forward { target },
@@ -58,6 +96,7 @@ pub(super) async fn backward<E: Send + Sync>(
     from: Checkpoint,
     target: i64,
     seq: i64,
+    name: Option<&str>,
 ) -> Result<Checkpoint, ProjectionLoopError> {
     for table in projector.projection.tables() {
         tx.execute(&format!("delete from {table} where partition = $1"), &[&from.partition])
@@ -66,8 +105,20 @@ pub(super) async fn backward<E: Send + Sync>(
     }
     park::reopen_from(tx, &projector.group, from.partition, seq).await?;
     fill::fill(projector, tx, from.partition, 0, seq).await?;
-    record(projector, tx, "backward", from, target, seq).await?;
-    Ok(Checkpoint { next_offset: target, seq, ..from })
+    let moved = Checkpoint { next_offset: target, seq, ..from };
+    record(projector, tx, "backward", from, moved, name).await?;
+    Ok(moved)
+}
+
+/// Stays where it stands, for good: with what is applied next, the same wish would be a way back.
+pub(super) async fn stay<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    held: Checkpoint,
+    name: Option<&str>,
+) -> Result<Checkpoint, ProjectionLoopError> {
+    record(projector, tx, "current", held, held, name).await?;
+    Ok(held)
 }
 
 /// Skips to `target`; the rows stay what they are.
@@ -77,11 +128,12 @@ pub(super) async fn forward<E: Send + Sync>(
     from: Checkpoint,
     target: i64,
     seq: i64,
+    name: Option<&str>,
 ) -> Result<Checkpoint, ProjectionLoopError> {
     // A duplicate at the target may carry an older number than the one reached.
-    let seq = seq.max(from.seq);
-    record(projector, tx, "forward", from, target, seq).await?;
-    Ok(Checkpoint { next_offset: target, seq, ..from })
+    let moved = Checkpoint { next_offset: target, seq: seq.max(from.seq), ..from };
+    record(projector, tx, "forward", from, moved, name).await?;
+    Ok(moved)
 }
 
 async fn record<E: Send + Sync>(
@@ -89,8 +141,8 @@ async fn record<E: Send + Sync>(
     tx: &Transaction<'_>,
     direction: &'static str,
     from: Checkpoint,
-    target: i64,
-    seq: i64,
+    to: Checkpoint,
+    name: Option<&str>,
 ) -> Result<(), StoreError> {
     tracing::warn!(
         projection = projector.name(),
@@ -98,17 +150,26 @@ async fn record<E: Send + Sync>(
         direction,
         from_offset = from.next_offset,
         from_seq = from.seq,
-        to_offset = target,
-        to_seq = seq,
+        to_offset = to.next_offset,
+        to_seq = to.seq,
         "an operator reset this partition"
     );
     metrics::counter!("throughline_projection_resets_total", "projection" => projector.name(), "direction" => direction)
         .increment(1);
     tx.execute(
         "insert into throughline.projection_resets
-             (projection, partition, direction, from_offset, from_seq, to_offset, to_seq)
-         values ($1, $2, $3, $4, $5, $6, $7)",
-        &[&projector.name(), &from.partition, &direction, &from.next_offset, &from.seq, &target, &seq],
+             (projection, partition, direction, from_offset, from_seq, to_offset, to_seq, name)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        &[
+            &projector.name(),
+            &from.partition,
+            &direction,
+            &from.next_offset,
+            &from.seq,
+            &to.next_offset,
+            &to.seq,
+            &name,
+        ],
     )
     .await
     .map_err(StoreError::at("record a reset"))?;
@@ -120,25 +181,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_foreign_metadata_is_a_reset() {
+    fn only_foreign_metadata_is_given_a_name_and_once() {
+        for ours in ["e=7", "e=0"] {
+            assert_eq!(name_for(ours), None, "{ours}");
+        }
+        for foreign in ["", "someone's tool", "e=", "reset=", "reset=7"] {
+            let name = name_for(foreign).expect("an operator's");
+            assert_eq!(name_for(&name), None, "{name} is named");
+            assert!(!is_ours(&name), "{name} stays a wish");
+            assert_ne!(name_for(foreign), Some(name), "equal commits are told apart");
+        }
+        assert!(is_ours(&metadata(7)));
+    }
+
+    #[test]
+    fn a_wish_says_where_to() {
         let kept = (0, 100);
-        let operator = |offset| Some((offset, String::new()));
-        assert_eq!(decide(40, &None, kept), Start::Resume, "deleted or expired offsets");
-        assert_eq!(decide(40, &Some((10, "e=7".into())), kept), Start::Resume, "Kafka lags behind a crash");
-        assert_eq!(decide(40, &Some((90, "e=7".into())), kept), Start::Resume, "the database was restored");
-        assert_eq!(decide(40, &operator(40), kept), Start::Here);
-        assert_eq!(decide(40, &operator(0), kept), Start::Backward { target: 0 });
-        assert_eq!(decide(40, &operator(100), kept), Start::Forward { target: 100 });
-        assert_eq!(decide(40, &Some((3, "someone's tool".into())), kept), Start::Backward { target: 3 });
-        assert_eq!(decide(40, &Some((3, "e=".into())), kept), Start::Backward { target: 3 });
+        assert_eq!(decide(40, None, kept), Start::Resume, "none, deleted, or carried out");
+        assert_eq!(decide(40, Some((40, "")), kept), Start::Here);
+        assert_eq!(decide(40, Some((0, "")), kept), Start::Backward { target: 0 });
+        assert_eq!(decide(40, Some((100, "")), kept), Start::Forward { target: 100 });
     }
 
     #[test]
     fn targets_stay_within_what_kafka_keeps() {
-        let operator = |offset| Some((offset, String::new()));
-        assert_eq!(decide(40, &operator(3), (20, 100)), Start::Backward { target: 20 });
-        assert_eq!(decide(40, &operator(300), (20, 100)), Start::Forward { target: 100 });
-        assert_eq!(decide(40, &None, (60, 100)), Start::Expired { first: 60 });
-        assert_eq!(metadata(7), "e=7");
+        assert_eq!(decide(40, Some((3, "")), (20, 100)), Start::Backward { target: 20 });
+        assert_eq!(decide(40, Some((300, "")), (20, 100)), Start::Forward { target: 100 });
+        assert_eq!(decide(40, None, (60, 100)), Start::Expired { first: 60 });
     }
 }

@@ -120,6 +120,17 @@ pub(super) async fn discard(tx: &Transaction<'_>, relations: &[String], generati
     tx.batch_execute(&sql).await.map_err(StoreError::at("drop a generation"))
 }
 
+/// Drops the previous generations older than `keep_hours`; the names of their projections. One that
+/// is in use is left for a later turn. `client` has the maintenance role.
+pub async fn drop_previous(client: &Client, keep_hours: u32) -> Result<Vec<String>, StoreError> {
+    let keep = i32::try_from(keep_hours).unwrap_or(i32::MAX);
+    let rows = client
+        .query("select throughline.drop_previous_generations(make_interval(hours => $1))", &[&keep])
+        .await
+        .map_err(StoreError::at("drop generations kept for rollback"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// What a rollback did.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct RollbackReport {
@@ -160,7 +171,11 @@ async fn swap<E: Send + Sync + 'static>(
     else {
         return Err(ProjectionLoopError::refused(
             name,
-            "no previous generation is kept; there is nothing to go back to",
+            format!(
+                "no previous generation is kept, so there is nothing to go back to; one is made by a rebuild and \
+                 dropped {} h later (projection.keep_previous_hours)",
+                projector.settings.projection.keep_previous_hours
+            ),
         ));
     };
     let seq = |rows: &[checkpoint::Checkpoint]| rows.iter().map(|row| row.seq).sum::<i64>();

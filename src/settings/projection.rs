@@ -47,6 +47,9 @@ pub struct ProjectionSettings {
     pub rebuild_chunk_events: i64,
     /// Partitions that a rebuild fills at a time; each takes a connection.
     pub rebuild_workers: usize,
+    /// The tables before a rebuild or rollback are kept this long for `projection rollback`, hours;
+    /// then they are dropped. 0 drops them within a minute.
+    pub keep_previous_hours: u32,
 }
 
 impl ProjectionSettings {
@@ -73,6 +76,7 @@ impl Default for ProjectionSettings {
             state_poll_ms: 1_000,
             rebuild_chunk_events: 20_000,
             rebuild_workers: 2,
+            keep_previous_hours: 72,
         }
     }
 }

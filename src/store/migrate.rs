@@ -13,12 +13,13 @@ pub struct Migration {
 }
 
 /// All steps of this program, ascending.
-pub const MIGRATIONS: [Migration; 5] = [
+pub const MIGRATIONS: [Migration; 6] = [
     Migration { number: 1, name: "store", sql: include_str!("migrations/0001_store.sql") },
     Migration { number: 2, name: "roles", sql: include_str!("migrations/0002_roles.sql") },
     Migration { number: 3, name: "relay", sql: include_str!("migrations/0003_relay.sql") },
     Migration { number: 4, name: "projections", sql: include_str!("migrations/0004_projections.sql") },
     Migration { number: 5, name: "event headers", sql: include_str!("migrations/0005_event_headers.sql") },
+    Migration { number: 6, name: "generations", sql: include_str!("migrations/0006_generations.sql") },
 ];
 
 /// Group roles that the steps give rights to.

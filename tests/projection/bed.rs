@@ -209,6 +209,34 @@ impl Bed {
         stored
     }
 
+    /// Every event of the store, whoever appended it; in order within each partition.
+    pub async fn from_store(&self) -> Vec<Stored> {
+        let rows = self
+            .owner
+            .query(
+                "select partition, seq, stream_id, version, event_id, recorded_at, type, schema_version, payload
+                 from throughline.events where topic = $1 order by partition, seq",
+                &[&self.topic_id],
+            )
+            .await
+            .expect("reads the store");
+        let types = ["OrderPlaced", "PaymentReceived", "OrderShipped", "OrderCancelled"];
+        let named = |name: &str| types.into_iter().find(|known| *known == name).expect("a known type");
+        rows.iter()
+            .map(|row| Stored {
+                partition: row.get(0),
+                seq: row.get(1),
+                stream_id: row.get(2),
+                version: row.get(3),
+                event_id: row.get(4),
+                recorded_at: row.get(5),
+                event_type: named(row.get(6)),
+                schema_version: row.get(7),
+                payload: row.get(8),
+            })
+            .collect()
+    }
+
     /// Publishes appended events, as the relay would.
     pub async fn publish(&self, events: &[Stored]) {
         let topic = self.names.events();

@@ -1,11 +1,14 @@
 //! Projections on the real Kafka and PostgreSQL: the loop, resets, failures, rebuilds, rights.
 
 mod bed;
+mod binary;
 mod failures;
 mod faulty;
 mod fold;
 mod follow;
+mod rebuild_load;
 mod rebuilds;
+mod reset_kills;
 mod resets;
 mod rights;
 mod scenario;

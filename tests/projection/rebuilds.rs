@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use throughline::projection::{Progress, ProjectionLoopError, Projector, rebuild, rollback};
+use throughline::projection::{Progress, ProjectionLoopError, Projector, drop_previous, rebuild, rollback};
 use uuid::Uuid;
 
 use super::bed::{Bed, PARTITIONS, expired};
@@ -128,6 +128,46 @@ async fn it_reports_and_mends_what_differs_and_refuses_to_run_twice() {
     let report = first.or(second).expect("one of them");
     assert_eq!(report.differences.len(), 1, "{:?}", report.differences);
     assert!(report.differences[0].starts_with("order_list partition 1:"), "{:?}", report.differences);
+    assert_folded(&bed, name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_previous_generation_lives_as_long_as_is_set() {
+    let mut bed = Bed::new().await;
+    let (name, other) = ("customer-summary", "order-list");
+    settled(&mut bed, name, 51, 40).await;
+    for one in [name, other] {
+        rebuild(&bed.projector(one), &Arc::default(), false).await.expect("rebuilds");
+    }
+    let role = throughline::store::DatabaseRole::Maintenance;
+    let maintenance = throughline::store::connect::connect(&bed.settings.database, &role).await.expect("connects");
+    assert_eq!(drop_previous(&maintenance, 1).await.expect("a turn"), Vec::<String>::new(), "within its hour");
+    let kept = "select count(*) from pg_class where relnamespace = 'read_previous'::regnamespace and relkind in ('r', 'v')";
+    assert_eq!(bed.number(kept).await, 4);
+    bed.owner
+        .execute("update throughline.projections set switched_at = now() - interval '61 min' where name = $1", &[&name])
+        .await
+        .expect("an hour passes");
+    // Whoever rebuilds, rolls back or replays meanwhile is not disturbed.
+    let lock = "select pg_advisory_lock(hashtext('throughline.rebuild'), hashtext('customer-summary'))";
+    bed.owner.execute(lock, &[]).await.expect("a lock");
+    assert_eq!(drop_previous(&maintenance, 1).await.expect("a turn"), Vec::<String>::new(), "it is being worked on");
+    bed.owner.batch_execute("select pg_advisory_unlock_all()").await.expect("unlocks");
+    // Nor is a reader: the turn gives up and comes back.
+    let reading = bed.owner.transaction().await.expect("begins");
+    reading.query("select * from read_previous.customer_orders", &[]).await.expect("reads");
+    assert_eq!(drop_previous(&maintenance, 1).await.expect("a turn"), Vec::<String>::new(), "it is being read");
+    reading.rollback().await.expect("ends");
+    assert_eq!(drop_previous(&maintenance, 1).await.expect("a turn"), [name]);
+    assert_eq!(bed.number(kept).await, 1, "the other projection's is younger");
+    let checkpoints = "select count(*) from throughline.checkpoints where generation = 'read_previous'";
+    assert_eq!(bed.number(checkpoints).await, i64::from(PARTITIONS));
+    let refused = rollback(&bed.projector(name), false).await.expect_err("nothing to go back to");
+    assert!(refused.to_string().contains("no previous generation is kept"), "{refused}");
+    assert_folded(&bed, name).await;
+    // The next rebuild keeps one again.
+    rebuild(&bed.projector(name), &Arc::default(), false).await.expect("rebuilds");
+    rollback(&bed.projector(name), false).await.expect("rolls back");
     assert_folded(&bed, name).await;
 }
 

@@ -3,7 +3,7 @@
 //! Payments and cancellations do not name the customer: whose order it is, and what it came to,
 //! is kept in a table of this projection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::engine::{Projection, ProjectionError, Recorded};
+use crate::engine::{Projection, ProjectionError, Recorded, Rows};
 use crate::orders::domain::{OrderEvent, OrderPlaced};
 
 /// Customer summary.
@@ -78,35 +78,182 @@ impl Projection for CustomerSummary {
         batch: &'a [Recorded<OrderEvent>],
     ) -> BoxFuture<'a, Result<(), ProjectionError>> {
         Box::pin(async move {
-            let mut placed = Vec::new();
-            let mut changes: BTreeMap<Uuid, Change> = BTreeMap::new();
-            for recorded in batch {
-                if let OrderEvent::OrderPlaced(event) = &recorded.event {
-                    placed.push((recorded.position.partition, event));
-                }
-                changes.entry(recorded.stream_id).or_default().add(recorded);
-            }
-            // Sent together, run in this order: the second reads what the first inserted.
-            futures_util::try_join!(insert_orders(tx, &placed), count(tx, &changes))?;
+            let changes = Changes::of(batch);
+            futures_util::try_join!(changes.keep_orders(tx), changes.count(tx), changes.count_earlier(tx))?;
             Ok(())
         })
     }
 }
 
-/// What a batch adds to its customer's row on behalf of one order.
+/// A customer's row.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Cell<'a> {
+    customer_id: &'a str,
+    currency: &'static str,
+    partition: i32,
+}
+
+#[derive(Clone, Copy)]
+struct Sum {
+    orders: i64,
+    shipped: i64,
+    cancelled: i64,
+    ordered: Decimal,
+    called_off: Decimal,
+    paid: Decimal,
+    refund_due: Decimal,
+    first_order_at: Timestamp,
+    last_order_at: Timestamp,
+}
+
+/// What a batch adds on behalf of an order of an earlier one.
 #[derive(Default)]
 struct Change {
-    placed_at: Option<Timestamp>,
     shipped: i64,
     cancelled: i64,
     paid: Decimal,
     refund_due: Decimal,
 }
 
+/// A batch, collapsed.
+#[derive(Default)]
+struct Changes<'a> {
+    placed: Vec<(Cell<'a>, &'a OrderPlaced)>,
+    /// Of orders placed in this batch. Sorted by key, so that two batches lock rows in one order.
+    sums: BTreeMap<Cell<'a>, Sum>,
+    /// Of orders placed before: their customers are in the table.
+    earlier: BTreeMap<Uuid, Change>,
+}
+
+impl<'a> Changes<'a> {
+    fn of(batch: &'a [Recorded<OrderEvent>]) -> Self {
+        let mut changes = Self::default();
+        let mut known: HashMap<Uuid, (Cell<'a>, Decimal)> = HashMap::new();
+        for recorded in batch {
+            if let OrderEvent::OrderPlaced(event) = &recorded.event {
+                let cell = Cell {
+                    customer_id: &event.customer_id,
+                    currency: event.currency.code(),
+                    partition: recorded.position.partition,
+                };
+                let total = event.total.decimal();
+                known.insert(recorded.stream_id, (cell, total));
+                changes.placed.push((cell, event));
+                changes.sums.entry(cell).or_insert_with(|| Sum::at(recorded.recorded_at)).place(recorded, total);
+                continue;
+            }
+            let mut change = Change::default();
+            change.add(&recorded.event);
+            match known.get(&recorded.stream_id).and_then(|(cell, total)| Some((changes.sums.get_mut(cell)?, *total))) {
+                Some((sum, total)) => sum.add(&change, total),
+                None => changes.earlier.entry(recorded.stream_id).or_default().add(&recorded.event),
+            }
+        }
+        changes
+    }
+
+    async fn keep_orders(&self, tx: &Transaction<'_>) -> Result<(), ProjectionError> {
+        Rows::of(&self.placed)
+            .column("order_id", Type::UUID_ARRAY, |(_, event)| event.order_id)
+            .column("partition", Type::INT4_ARRAY, |(cell, _)| cell.partition)
+            .column("customer_id", Type::TEXT_ARRAY, |(cell, _)| cell.customer_id)
+            .column("currency", Type::TEXT_ARRAY, |(cell, _)| cell.currency)
+            .column("total", Type::NUMERIC_ARRAY, |(_, event)| event.total.decimal())
+            .insert_into(tx, "customer_orders")
+            .await
+    }
+
+    async fn count(&self, tx: &Transaction<'_>) -> Result<(), ProjectionError> {
+        let sums: Vec<(&Cell<'_>, &Sum)> = self.sums.iter().collect();
+        Rows::of(&sums)
+            .column("customer_id", Type::TEXT_ARRAY, |(cell, _)| cell.customer_id)
+            .column("currency", Type::TEXT_ARRAY, |(cell, _)| cell.currency)
+            .column("partition", Type::INT4_ARRAY, |(cell, _)| cell.partition)
+            .column("orders", Type::INT8_ARRAY, |(_, sum)| sum.orders)
+            .column("orders_shipped", Type::INT8_ARRAY, |(_, sum)| sum.shipped)
+            .column("orders_cancelled", Type::INT8_ARRAY, |(_, sum)| sum.cancelled)
+            .column("ordered", Type::NUMERIC_ARRAY, |(_, sum)| sum.ordered)
+            .column("cancelled", Type::NUMERIC_ARRAY, |(_, sum)| sum.called_off)
+            .column("paid", Type::NUMERIC_ARRAY, |(_, sum)| sum.paid)
+            .column("refund_due", Type::NUMERIC_ARRAY, |(_, sum)| sum.refund_due)
+            .column("first_order_at", Type::TIMESTAMPTZ_ARRAY, |(_, sum)| sum.first_order_at)
+            .column("last_order_at", Type::TIMESTAMPTZ_ARRAY, |(_, sum)| sum.last_order_at)
+            .run(tx, &format!("{INSERT} select * from {{rows}} {ADD}"))
+            .await
+    }
+
+    async fn count_earlier(&self, tx: &Transaction<'_>) -> Result<(), ProjectionError> {
+        let changes: Vec<(&Uuid, &Change)> = self.earlier.iter().collect();
+        Rows::of(&changes)
+            .column("order_id", Type::UUID_ARRAY, |(order_id, _)| order_id)
+            .column("shipped", Type::INT8_ARRAY, |(_, change)| change.shipped)
+            .column("cancelled", Type::INT8_ARRAY, |(_, change)| change.cancelled)
+            .column("paid", Type::NUMERIC_ARRAY, |(_, change)| change.paid)
+            .column("refund_due", Type::NUMERIC_ARRAY, |(_, change)| change.refund_due)
+            .run(
+                tx,
+                &format!(
+                    "{INSERT}
+                     select o.customer_id, o.currency, o.partition, 0, sum(c.shipped), sum(c.cancelled), 0,
+                            sum(c.cancelled * o.total), sum(c.paid), sum(c.refund_due), 'infinity', '-infinity'
+                     from {{rows}} join customer_orders o using (order_id)
+                     group by o.customer_id, o.currency, o.partition
+                     order by o.customer_id, o.currency, o.partition
+                     {ADD}"
+                ),
+            )
+            .await
+    }
+}
+
+const INSERT: &str = "
+    insert into customer_summary_by_partition as s (customer_id, currency, partition, orders, orders_shipped,
+        orders_cancelled, ordered, cancelled, paid, refund_due, first_order_at, last_order_at)";
+
+const ADD: &str = "
+    on conflict (customer_id, currency, partition) do update
+    set orders = s.orders + excluded.orders, orders_shipped = s.orders_shipped + excluded.orders_shipped,
+        orders_cancelled = s.orders_cancelled + excluded.orders_cancelled,
+        ordered = s.ordered + excluded.ordered, cancelled = s.cancelled + excluded.cancelled,
+        paid = s.paid + excluded.paid, refund_due = s.refund_due + excluded.refund_due,
+        first_order_at = least(s.first_order_at, excluded.first_order_at),
+        last_order_at = greatest(s.last_order_at, excluded.last_order_at)";
+
+impl Sum {
+    fn at(time: Timestamp) -> Self {
+        Self {
+            orders: 0,
+            shipped: 0,
+            cancelled: 0,
+            ordered: Decimal::ZERO,
+            called_off: Decimal::ZERO,
+            paid: Decimal::ZERO,
+            refund_due: Decimal::ZERO,
+            first_order_at: time,
+            last_order_at: time,
+        }
+    }
+
+    fn place(&mut self, recorded: &Recorded<OrderEvent>, total: Decimal) {
+        self.orders += 1;
+        self.ordered += total;
+        self.first_order_at = self.first_order_at.min(recorded.recorded_at);
+        self.last_order_at = self.last_order_at.max(recorded.recorded_at);
+    }
+
+    fn add(&mut self, change: &Change, total: Decimal) {
+        self.shipped += change.shipped;
+        self.cancelled += change.cancelled;
+        self.called_off += Decimal::from(change.cancelled) * total;
+        self.paid += change.paid;
+        self.refund_due += change.refund_due;
+    }
+}
+
 impl Change {
-    fn add(&mut self, recorded: &Recorded<OrderEvent>) {
-        match &recorded.event {
-            OrderEvent::OrderPlaced(_) => self.placed_at = Some(recorded.recorded_at),
+    fn add(&mut self, event: &OrderEvent) {
+        match event {
+            OrderEvent::OrderPlaced(_) => {}
             OrderEvent::PaymentReceived(event) => self.paid += event.amount.decimal(),
             OrderEvent::OrderShipped(_) => self.shipped += 1,
             OrderEvent::OrderCancelled(event) => {
@@ -115,56 +262,4 @@ impl Change {
             }
         }
     }
-}
-
-async fn insert_orders(tx: &Transaction<'_>, placed: &[(i32, &OrderPlaced)]) -> Result<(), ProjectionError> {
-    if placed.is_empty() {
-        return Ok(());
-    }
-    tx.execute_typed(
-        "insert into customer_orders (order_id, partition, customer_id, currency, total)
-         select * from unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::numeric[])",
-        &[
-            (&placed.iter().map(|(_, event)| event.order_id).collect::<Vec<_>>(), Type::UUID_ARRAY),
-            (&placed.iter().map(|(partition, _)| *partition).collect::<Vec<_>>(), Type::INT4_ARRAY),
-            (&placed.iter().map(|(_, event)| event.customer_id.as_str()).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-            (&placed.iter().map(|(_, event)| event.currency.code()).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-            (&placed.iter().map(|(_, event)| event.total.decimal()).collect::<Vec<_>>(), Type::NUMERIC_ARRAY),
-        ],
-    )
-    .await?;
-    Ok(())
-}
-
-async fn count(tx: &Transaction<'_>, changes: &BTreeMap<Uuid, Change>) -> Result<(), ProjectionError> {
-    tx.execute_typed(
-        "insert into customer_summary_by_partition as s (customer_id, currency, partition, orders, orders_shipped,
-             orders_cancelled, ordered, cancelled, paid, refund_due, first_order_at, last_order_at)
-         select o.customer_id, o.currency, o.partition, count(c.placed_at), sum(c.shipped), sum(c.cancelled),
-                coalesce(sum(o.total) filter (where c.placed_at is not null), 0), sum(c.cancelled * o.total),
-                sum(c.paid), sum(c.refund_due), coalesce(min(c.placed_at), 'infinity'),
-                coalesce(max(c.placed_at), '-infinity')
-         from unnest($1::uuid[], $2::timestamptz[], $3::bigint[], $4::bigint[], $5::numeric[], $6::numeric[])
-              c (order_id, placed_at, shipped, cancelled, paid, refund_due)
-         join customer_orders o using (order_id)
-         group by o.customer_id, o.currency, o.partition
-         order by o.customer_id, o.currency, o.partition
-         on conflict (customer_id, currency, partition) do update
-         set orders = s.orders + excluded.orders, orders_shipped = s.orders_shipped + excluded.orders_shipped,
-             orders_cancelled = s.orders_cancelled + excluded.orders_cancelled,
-             ordered = s.ordered + excluded.ordered, cancelled = s.cancelled + excluded.cancelled,
-             paid = s.paid + excluded.paid, refund_due = s.refund_due + excluded.refund_due,
-             first_order_at = least(s.first_order_at, excluded.first_order_at),
-             last_order_at = greatest(s.last_order_at, excluded.last_order_at)",
-        &[
-            (&changes.keys().collect::<Vec<_>>(), Type::UUID_ARRAY),
-            (&changes.values().map(|c| c.placed_at).collect::<Vec<_>>(), Type::TIMESTAMPTZ_ARRAY),
-            (&changes.values().map(|c| c.shipped).collect::<Vec<_>>(), Type::INT8_ARRAY),
-            (&changes.values().map(|c| c.cancelled).collect::<Vec<_>>(), Type::INT8_ARRAY),
-            (&changes.values().map(|c| c.paid).collect::<Vec<_>>(), Type::NUMERIC_ARRAY),
-            (&changes.values().map(|c| c.refund_due).collect::<Vec<_>>(), Type::NUMERIC_ARRAY),
-        ],
-    )
-    .await?;
-    Ok(())
 }

@@ -15,7 +15,7 @@ use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::engine::{Projection, ProjectionError, Recorded};
+use crate::engine::{Projection, ProjectionError, Recorded, Rows};
 use crate::orders::domain::{OrderEvent, OrderPlaced};
 
 /// Daily sales by product.
@@ -157,17 +157,16 @@ impl<'a> Changes<'a> {
 
     /// Takes back what cancelled orders were counted with; forgets shipped ones.
     async fn close(&self, tx: &Transaction<'_>) -> Result<(), ProjectionError> {
-        if !self.shipped.is_empty() {
-            tx.execute_typed(
-                "delete from daily_sales_open_orders where order_id = any($1)",
-                &[(&self.shipped, Type::UUID_ARRAY)],
-            )
+        Rows::of(&self.shipped)
+            .column("order_id", Type::UUID_ARRAY, |order_id| order_id)
+            .run(tx, "delete from daily_sales_open_orders o using {rows} where o.order_id = c.order_id")
             .await?;
-        }
-        if !self.cancelled.is_empty() {
-            tx.execute_typed(
+        Rows::of(&self.cancelled)
+            .column("order_id", Type::UUID_ARRAY, |order_id| order_id)
+            .run(
+                tx,
                 "with closed as (
-                     delete from daily_sales_open_orders where order_id = any($1) returning *
+                     delete from daily_sales_open_orders o using {rows} where o.order_id = c.order_id returning o.*
                  ), back as (
                      select c.day, l.product_id, c.currency, c.partition, count(*) as orders,
                             sum(l.quantity) as quantity, sum(l.revenue) as revenue
@@ -179,59 +178,43 @@ impl<'a> Changes<'a> {
                  from back b
                  where s.day = b.day and s.product_id = b.product_id and s.currency = b.currency
                    and s.partition = b.partition",
-                &[(&self.cancelled, Type::UUID_ARRAY)],
             )
-            .await?;
-        }
-        Ok(())
+            .await
     }
 
     async fn open(&self, tx: &Transaction<'_>) -> Result<(), ProjectionError> {
-        if self.opened.is_empty() {
-            return Ok(());
-        }
         let line = |(product_id, sum): (Uuid, Sum)| json!({"product_id": product_id, "quantity": sum.quantity, "revenue": sum.revenue.to_string()});
-        let kept: Vec<Value> =
-            self.opened.values().map(|open| lines(open.event).into_iter().map(line).collect()).collect();
-        tx.execute_typed(
-            "insert into daily_sales_open_orders (order_id, partition, day, currency, lines)
-             select * from unnest($1::uuid[], $2::int[], $3::date[], $4::text[], $5::jsonb[])",
-            &[
-                (&self.opened.keys().collect::<Vec<_>>(), Type::UUID_ARRAY),
-                (&self.opened.values().map(|open| open.partition).collect::<Vec<_>>(), Type::INT4_ARRAY),
-                (&self.opened.values().map(|open| open.day).collect::<Vec<_>>(), Type::DATE_ARRAY),
-                (&self.opened.values().map(|open| open.event.currency.code()).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-                (&kept, Type::JSONB_ARRAY),
-            ],
-        )
-        .await?;
-        Ok(())
+        let opened: Vec<(&Uuid, &Open<'_>)> = self.opened.iter().collect();
+        Rows::of(&opened)
+            .column("order_id", Type::UUID_ARRAY, |(order_id, _)| order_id)
+            .column("partition", Type::INT4_ARRAY, |(_, open)| open.partition)
+            .column("day", Type::DATE_ARRAY, |(_, open)| open.day)
+            .column("currency", Type::TEXT_ARRAY, |(_, open)| open.event.currency.code())
+            .column("lines", Type::JSONB_ARRAY, |(_, open)| lines(open.event).into_iter().map(line).collect::<Value>())
+            .insert_into(tx, "daily_sales_open_orders")
+            .await
     }
 
     async fn count(&self, tx: &Transaction<'_>) -> Result<(), ProjectionError> {
         let cells: Vec<(&Cell, &Sum)> = self.sums.iter().collect();
-        if cells.is_empty() {
-            return Ok(());
-        }
-        tx.execute_typed(
-            "insert into daily_sales_by_partition as s (day, product_id, currency, partition, orders, quantity, revenue)
-             select * from unnest($1::date[], $2::uuid[], $3::text[], $4::int[], $5::bigint[], $6::bigint[],
-                                  $7::numeric[])
-             on conflict (day, product_id, currency, partition) do update
-             set orders = s.orders + excluded.orders, quantity = s.quantity + excluded.quantity,
-                 revenue = s.revenue + excluded.revenue",
-            &[
-                (&cells.iter().map(|(cell, _)| cell.day).collect::<Vec<_>>(), Type::DATE_ARRAY),
-                (&cells.iter().map(|(cell, _)| cell.product_id).collect::<Vec<_>>(), Type::UUID_ARRAY),
-                (&cells.iter().map(|(cell, _)| cell.currency).collect::<Vec<_>>(), Type::TEXT_ARRAY),
-                (&cells.iter().map(|(cell, _)| cell.partition).collect::<Vec<_>>(), Type::INT4_ARRAY),
-                (&cells.iter().map(|(_, sum)| sum.orders).collect::<Vec<_>>(), Type::INT8_ARRAY),
-                (&cells.iter().map(|(_, sum)| sum.quantity).collect::<Vec<_>>(), Type::INT8_ARRAY),
-                (&cells.iter().map(|(_, sum)| sum.revenue).collect::<Vec<_>>(), Type::NUMERIC_ARRAY),
-            ],
-        )
-        .await?;
-        Ok(())
+        Rows::of(&cells)
+            .column("day", Type::DATE_ARRAY, |(cell, _)| cell.day)
+            .column("product_id", Type::UUID_ARRAY, |(cell, _)| cell.product_id)
+            .column("currency", Type::TEXT_ARRAY, |(cell, _)| cell.currency)
+            .column("partition", Type::INT4_ARRAY, |(cell, _)| cell.partition)
+            .column("orders", Type::INT8_ARRAY, |(_, sum)| sum.orders)
+            .column("quantity", Type::INT8_ARRAY, |(_, sum)| sum.quantity)
+            .column("revenue", Type::NUMERIC_ARRAY, |(_, sum)| sum.revenue)
+            .run(
+                tx,
+                "insert into daily_sales_by_partition as s
+                     (day, product_id, currency, partition, orders, quantity, revenue)
+                 select * from {rows}
+                 on conflict (day, product_id, currency, partition) do update
+                 set orders = s.orders + excluded.orders, quantity = s.quantity + excluded.quantity,
+                     revenue = s.revenue + excluded.revenue",
+            )
+            .await
     }
 }
 

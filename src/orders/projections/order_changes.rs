@@ -15,9 +15,6 @@ use crate::orders::domain::{OrderCancelled, OrderEvent, OrderPlaced, OrderShippe
 #[derive(Debug, Clone)]
 pub(super) struct OrderChange<'a> {
     pub order_id: Uuid,
-    pub partition: i32,
-    /// Set when the order was placed in this batch: then every field below is final.
-    pub placed: Option<(&'a OrderPlaced, Timestamp)>,
     /// None where nothing changed it.
     pub status: Option<&'static str>,
     pub paid: Option<Decimal>,
@@ -27,62 +24,81 @@ pub(super) struct OrderChange<'a> {
     pub updated_at: Timestamp,
 }
 
+/// An order placed in the batch: all there is to know of it.
+#[derive(Debug, Clone)]
+pub(super) struct NewOrder<'a> {
+    pub event: &'a OrderPlaced,
+    pub partition: i32,
+    pub placed_at: Timestamp,
+    /// With what the rest of the batch made of it.
+    pub change: OrderChange<'a>,
+}
+
 /// The changes of a batch, in the order in which their orders first appear: inserts and updates.
-pub(super) fn collapse(batch: &[Recorded<OrderEvent>]) -> (Vec<OrderChange<'_>>, Vec<OrderChange<'_>>) {
+pub(super) fn collapse(batch: &[Recorded<OrderEvent>]) -> (Vec<NewOrder<'_>>, Vec<OrderChange<'_>>) {
     let mut index: HashMap<Uuid, usize> = HashMap::with_capacity(batch.len());
-    let mut changes: Vec<OrderChange<'_>> = Vec::with_capacity(batch.len());
+    let mut changes: Vec<(OrderChange<'_>, Option<&Recorded<OrderEvent>>)> = Vec::with_capacity(batch.len());
     for recorded in batch {
         let at = *index.entry(recorded.stream_id).or_insert_with(|| {
-            changes.push(OrderChange {
-                order_id: recorded.stream_id,
-                partition: recorded.position.partition,
-                placed: None,
-                status: None,
-                paid: None,
-                shipped: None,
-                cancelled: None,
-                version: 0,
-                updated_at: recorded.recorded_at,
-            });
+            changes.push((OrderChange::of(recorded), None));
             changes.len() - 1
         });
-        let change = &mut changes[at];
-        change.version = recorded.version;
-        change.updated_at = recorded.recorded_at;
+        let (change, placed) = &mut changes[at];
+        change.add(recorded);
+        if matches!(recorded.event, OrderEvent::OrderPlaced(_)) {
+            *placed = Some(recorded);
+        }
+    }
+    let (mut inserts, mut updates) = (Vec::new(), Vec::new());
+    for (change, placed) in changes {
+        match placed.map(|recorded| (recorded, &recorded.event)) {
+            Some((recorded, OrderEvent::OrderPlaced(event))) => inserts.push(NewOrder {
+                event,
+                partition: recorded.position.partition,
+                placed_at: recorded.recorded_at,
+                change,
+            }),
+            _ => updates.push(change),
+        }
+    }
+    (inserts, updates)
+}
+
+impl<'a> OrderChange<'a> {
+    fn of(recorded: &Recorded<OrderEvent>) -> Self {
+        Self {
+            order_id: recorded.stream_id,
+            status: None,
+            paid: None,
+            shipped: None,
+            cancelled: None,
+            version: 0,
+            updated_at: recorded.recorded_at,
+        }
+    }
+
+    fn add(&mut self, recorded: &'a Recorded<OrderEvent>) {
+        self.version = recorded.version;
+        self.updated_at = recorded.recorded_at;
         match &recorded.event {
             OrderEvent::OrderPlaced(event) => {
-                change.placed = Some((event, recorded.recorded_at));
-                change.status = Some("placed");
-                change.paid = Some(Decimal::new(0, event.currency.minor_digits()));
+                self.status = Some("placed");
+                self.paid = Some(Decimal::new(0, event.currency.minor_digits()));
             }
             OrderEvent::PaymentReceived(event) => {
-                change.paid = Some(event.paid.decimal());
+                self.paid = Some(event.paid.decimal());
                 if event.outstanding.is_zero() {
-                    change.status = Some("paid");
+                    self.status = Some("paid");
                 }
             }
             OrderEvent::OrderShipped(event) => {
-                change.shipped = Some(event);
-                change.status = Some("shipped");
+                self.shipped = Some(event);
+                self.status = Some("shipped");
             }
             OrderEvent::OrderCancelled(event) => {
-                change.cancelled = Some(event);
-                change.status = Some("cancelled");
+                self.cancelled = Some(event);
+                self.status = Some("cancelled");
             }
         }
     }
-    changes.into_iter().partition(|change| change.placed.is_some())
-}
-
-/// One column of some changes.
-pub(super) fn column<'a, 'b, T>(changes: &'b [OrderChange<'a>], pick: impl Fn(&'b OrderChange<'a>) -> T) -> Vec<T> {
-    changes.iter().map(pick).collect()
-}
-
-/// One column of the orders placed.
-pub(super) fn placed_column<'a, 'b, T>(
-    changes: &'b [OrderChange<'a>],
-    pick: impl Fn(&'a OrderPlaced, Timestamp) -> T,
-) -> Vec<T> {
-    changes.iter().filter_map(|change| change.placed.map(|(event, at)| pick(event, at))).collect()
 }

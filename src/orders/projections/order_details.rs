@@ -4,8 +4,8 @@ use futures_util::future::BoxFuture;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::order_changes::{OrderChange, collapse, column, placed_column};
-use crate::engine::{Projection, ProjectionError, Recorded};
+use super::order_changes::{NewOrder, OrderChange, collapse};
+use crate::engine::{Projection, ProjectionError, Recorded, Rows};
 use crate::orders::domain::{OrderEvent, PlacedItem};
 
 /// Order details with lines.
@@ -71,90 +71,63 @@ impl Projection for OrderDetails {
     }
 }
 
-async fn insert(tx: &Transaction<'_>, changes: &[OrderChange<'_>]) -> Result<(), ProjectionError> {
-    if changes.is_empty() {
-        return Ok(());
-    }
-    tx.execute_typed(
-        "insert into order_details (order_id, partition, customer_id, status, currency, total, paid, carrier,
-                                    tracking_number, cancellation_reason, refund_due, version, placed_at, updated_at)
-         select * from unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::numeric[],
-                              $8::text[], $9::text[], $10::text[], $11::numeric[], $12::bigint[],
-                              $13::timestamptz[], $14::timestamptz[])",
-        &[
-            (&column(changes, |c| c.order_id), Type::UUID_ARRAY),
-            (&column(changes, |c| c.partition), Type::INT4_ARRAY),
-            (&placed_column(changes, |event, _| event.customer_id.as_str()), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.status), Type::TEXT_ARRAY),
-            (&placed_column(changes, |event, _| event.currency.code()), Type::TEXT_ARRAY),
-            (&placed_column(changes, |event, _| event.total.decimal()), Type::NUMERIC_ARRAY),
-            (&column(changes, |c| c.paid), Type::NUMERIC_ARRAY),
-            (&column(changes, |c| c.shipped.map(|s| s.carrier.as_str())), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.shipped.map(|s| s.tracking_number.as_str())), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.cancelled.map(|x| x.reason.as_str())), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.cancelled.map(|x| x.refund_due.decimal())), Type::NUMERIC_ARRAY),
-            (&column(changes, |c| c.version), Type::INT8_ARRAY),
-            (&placed_column(changes, |_, at| at), Type::TIMESTAMPTZ_ARRAY),
-            (&column(changes, |c| c.updated_at), Type::TIMESTAMPTZ_ARRAY),
-        ],
-    )
-    .await?;
-    Ok(())
+async fn insert(tx: &Transaction<'_>, orders: &[NewOrder<'_>]) -> Result<(), ProjectionError> {
+    Rows::of(orders)
+        .column("order_id", Type::UUID_ARRAY, |o| o.change.order_id)
+        .column("partition", Type::INT4_ARRAY, |o| o.partition)
+        .column("customer_id", Type::TEXT_ARRAY, |o| o.event.customer_id.as_str())
+        .column("status", Type::TEXT_ARRAY, |o| o.change.status)
+        .column("currency", Type::TEXT_ARRAY, |o| o.event.currency.code())
+        .column("total", Type::NUMERIC_ARRAY, |o| o.event.total.decimal())
+        .column("paid", Type::NUMERIC_ARRAY, |o| o.change.paid)
+        .column("carrier", Type::TEXT_ARRAY, |o| o.change.shipped.map(|s| s.carrier.as_str()))
+        .column("tracking_number", Type::TEXT_ARRAY, |o| o.change.shipped.map(|s| s.tracking_number.as_str()))
+        .column("cancellation_reason", Type::TEXT_ARRAY, |o| o.change.cancelled.map(|x| x.reason.as_str()))
+        .column("refund_due", Type::NUMERIC_ARRAY, |o| o.change.cancelled.map(|x| x.refund_due.decimal()))
+        .column("version", Type::INT8_ARRAY, |o| o.change.version)
+        .column("placed_at", Type::TIMESTAMPTZ_ARRAY, |o| o.placed_at)
+        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |o| o.change.updated_at)
+        .insert_into(tx, "order_details")
+        .await
 }
 
-async fn insert_lines(tx: &Transaction<'_>, changes: &[OrderChange<'_>]) -> Result<(), ProjectionError> {
-    let lines: Vec<(&OrderChange<'_>, i32, &PlacedItem)> = changes
+async fn insert_lines(tx: &Transaction<'_>, orders: &[NewOrder<'_>]) -> Result<(), ProjectionError> {
+    let lines: Vec<(&NewOrder<'_>, i32, &PlacedItem)> = orders
         .iter()
-        .filter_map(|change| change.placed.map(|(event, _)| (change, event)))
-        .flat_map(|(change, event)| (1..).zip(&event.items).map(move |(line, item)| (change, line, item)))
+        .flat_map(|order| (1..).zip(&order.event.items).map(move |(line, item)| (order, line, item)))
         .collect();
-    if lines.is_empty() {
-        return Ok(());
-    }
-    tx.execute_typed(
-        "insert into order_lines (order_id, line, partition, product_id, quantity, unit_price, line_total)
-         select * from unnest($1::uuid[], $2::int[], $3::int[], $4::uuid[], $5::bigint[], $6::numeric[], $7::numeric[])",
-        &[
-            (&lines.iter().map(|(change, ..)| change.order_id).collect::<Vec<_>>(), Type::UUID_ARRAY),
-            (&lines.iter().map(|(_, line, _)| *line).collect::<Vec<_>>(), Type::INT4_ARRAY),
-            (&lines.iter().map(|(change, ..)| change.partition).collect::<Vec<_>>(), Type::INT4_ARRAY),
-            (&lines.iter().map(|(.., item)| item.product_id).collect::<Vec<_>>(), Type::UUID_ARRAY),
-            (&lines.iter().map(|(.., item)| item.quantity.get()).collect::<Vec<_>>(), Type::INT8_ARRAY),
-            (&lines.iter().map(|(.., item)| item.unit_price.decimal()).collect::<Vec<_>>(), Type::NUMERIC_ARRAY),
-            (&lines.iter().map(|(.., item)| item.line_total.decimal()).collect::<Vec<_>>(), Type::NUMERIC_ARRAY),
-        ],
-    )
-    .await?;
-    Ok(())
+    Rows::of(&lines)
+        .column("order_id", Type::UUID_ARRAY, |(order, ..)| order.change.order_id)
+        .column("line", Type::INT4_ARRAY, |(_, line, _)| line)
+        .column("partition", Type::INT4_ARRAY, |(order, ..)| order.partition)
+        .column("product_id", Type::UUID_ARRAY, |(.., item)| item.product_id)
+        .column("quantity", Type::INT8_ARRAY, |(.., item)| item.quantity.get())
+        .column("unit_price", Type::NUMERIC_ARRAY, |(.., item)| item.unit_price.decimal())
+        .column("line_total", Type::NUMERIC_ARRAY, |(.., item)| item.line_total.decimal())
+        .insert_into(tx, "order_lines")
+        .await
 }
 
 async fn update(tx: &Transaction<'_>, changes: &[OrderChange<'_>]) -> Result<(), ProjectionError> {
-    if changes.is_empty() {
-        return Ok(());
-    }
-    tx.execute_typed(
-        "update order_details o
-         set status = coalesce(c.status, o.status), paid = coalesce(c.paid, o.paid),
-             carrier = coalesce(c.carrier, o.carrier),
-             tracking_number = coalesce(c.tracking_number, o.tracking_number),
-             cancellation_reason = coalesce(c.cancellation_reason, o.cancellation_reason),
-             refund_due = coalesce(c.refund_due, o.refund_due), version = c.version, updated_at = c.updated_at
-         from unnest($1::uuid[], $2::text[], $3::numeric[], $4::text[], $5::text[], $6::text[], $7::numeric[],
-                     $8::bigint[], $9::timestamptz[])
-              c (order_id, status, paid, carrier, tracking_number, cancellation_reason, refund_due, version, updated_at)
-         where o.order_id = c.order_id",
-        &[
-            (&column(changes, |c| c.order_id), Type::UUID_ARRAY),
-            (&column(changes, |c| c.status), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.paid), Type::NUMERIC_ARRAY),
-            (&column(changes, |c| c.shipped.map(|s| s.carrier.as_str())), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.shipped.map(|s| s.tracking_number.as_str())), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.cancelled.map(|x| x.reason.as_str())), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.cancelled.map(|x| x.refund_due.decimal())), Type::NUMERIC_ARRAY),
-            (&column(changes, |c| c.version), Type::INT8_ARRAY),
-            (&column(changes, |c| c.updated_at), Type::TIMESTAMPTZ_ARRAY),
-        ],
-    )
-    .await?;
-    Ok(())
+    Rows::of(changes)
+        .column("order_id", Type::UUID_ARRAY, |c| c.order_id)
+        .column("status", Type::TEXT_ARRAY, |c| c.status)
+        .column("paid", Type::NUMERIC_ARRAY, |c| c.paid)
+        .column("carrier", Type::TEXT_ARRAY, |c| c.shipped.map(|s| s.carrier.as_str()))
+        .column("tracking_number", Type::TEXT_ARRAY, |c| c.shipped.map(|s| s.tracking_number.as_str()))
+        .column("cancellation_reason", Type::TEXT_ARRAY, |c| c.cancelled.map(|x| x.reason.as_str()))
+        .column("refund_due", Type::NUMERIC_ARRAY, |c| c.cancelled.map(|x| x.refund_due.decimal()))
+        .column("version", Type::INT8_ARRAY, |c| c.version)
+        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |c| c.updated_at)
+        .run(
+            tx,
+            "update order_details o
+             set status = coalesce(c.status, o.status), paid = coalesce(c.paid, o.paid),
+                 carrier = coalesce(c.carrier, o.carrier),
+                 tracking_number = coalesce(c.tracking_number, o.tracking_number),
+                 cancellation_reason = coalesce(c.cancellation_reason, o.cancellation_reason),
+                 refund_due = coalesce(c.refund_due, o.refund_due), version = c.version, updated_at = c.updated_at
+             from {rows} where o.order_id = c.order_id",
+        )
+        .await
 }

@@ -2,11 +2,11 @@
 
 use futures_util::future::BoxFuture;
 use tokio_postgres::Transaction;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{Json, Type};
 
-use crate::engine::{BoundedContext as _, Projection, ProjectionError, Recorded};
-use crate::orders::OrdersContext;
+use crate::engine::{Projection, ProjectionError, Recorded, Rows};
 use crate::orders::domain::OrderEvent;
+use crate::orders::public_json::PublicEvent;
 
 /// The history of the orders.
 pub(super) struct OrderHistory;
@@ -51,31 +51,20 @@ impl Projection for OrderHistory {
         batch: &'a [Recorded<OrderEvent>],
     ) -> BoxFuture<'a, Result<(), ProjectionError>> {
         Box::pin(async move {
-            tx.execute_typed(
-                "insert into order_history (order_id, version, partition, seq, event_id, type, recorded_at, command_id,
-                                            correlation_id, causation_id, payload)
-                 select * from unnest($1::uuid[], $2::bigint[], $3::int[], $4::bigint[], $5::uuid[], $6::text[],
-                                      $7::timestamptz[], $8::uuid[], $9::text[], $10::text[], $11::jsonb[])",
-                &[
-                    (&column(batch, |e| e.stream_id), Type::UUID_ARRAY),
-                    (&column(batch, |e| e.version), Type::INT8_ARRAY),
-                    (&column(batch, |e| e.position.partition), Type::INT4_ARRAY),
-                    (&column(batch, |e| e.position.seq), Type::INT8_ARRAY),
-                    (&column(batch, |e| e.event_id), Type::UUID_ARRAY),
-                    (&column(batch, |e| e.event.type_name()), Type::TEXT_ARRAY),
-                    (&column(batch, |e| e.recorded_at), Type::TIMESTAMPTZ_ARRAY),
-                    (&column(batch, |e| e.command_id), Type::UUID_ARRAY),
-                    (&column(batch, |e| e.correlation_id.as_str()), Type::TEXT_ARRAY),
-                    (&column(batch, |e| e.causation_id.as_deref()), Type::TEXT_ARRAY),
-                    (&column(batch, |e| OrdersContext::describe_event(&e.event)), Type::JSONB_ARRAY),
-                ],
-            )
-            .await?;
-            Ok(())
+            Rows::of(batch)
+                .column("order_id", Type::UUID_ARRAY, |e| e.stream_id)
+                .column("version", Type::INT8_ARRAY, |e| e.version)
+                .column("partition", Type::INT4_ARRAY, |e| e.position.partition)
+                .column("seq", Type::INT8_ARRAY, |e| e.position.seq)
+                .column("event_id", Type::UUID_ARRAY, |e| e.event_id)
+                .column("type", Type::TEXT_ARRAY, |e| e.event.type_name())
+                .column("recorded_at", Type::TIMESTAMPTZ_ARRAY, |e| e.recorded_at)
+                .column("command_id", Type::UUID_ARRAY, |e| e.command_id)
+                .column("correlation_id", Type::TEXT_ARRAY, |e| e.correlation_id.as_str())
+                .column("causation_id", Type::TEXT_ARRAY, |e| e.causation_id.as_deref())
+                .column("payload", Type::JSONB_ARRAY, |e| Json(PublicEvent::of(&e.event)))
+                .insert_into(tx, "order_history")
+                .await
         })
     }
-}
-
-fn column<'a, T>(batch: &'a [Recorded<OrderEvent>], pick: impl Fn(&'a Recorded<OrderEvent>) -> T) -> Vec<T> {
-    batch.iter().map(pick).collect()
 }

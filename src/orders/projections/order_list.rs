@@ -4,8 +4,8 @@ use futures_util::future::BoxFuture;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::order_changes::{OrderChange, collapse, column, placed_column};
-use crate::engine::{Projection, ProjectionError, Recorded};
+use super::order_changes::{NewOrder, OrderChange, collapse};
+use crate::engine::{Projection, ProjectionError, Recorded, Rows};
 use crate::orders::domain::OrderEvent;
 
 /// The order list.
@@ -66,53 +66,37 @@ impl Projection for OrderList {
     }
 }
 
-async fn insert(tx: &Transaction<'_>, changes: &[OrderChange<'_>]) -> Result<(), ProjectionError> {
-    if changes.is_empty() {
-        return Ok(());
-    }
-    tx.execute_typed(
-        "insert into order_list (order_id, partition, customer_id, status, currency, total, paid, item_count,
-                                 version, placed_at, updated_at)
-         select * from unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::numeric[],
-                              $7::numeric[], $8::int[], $9::bigint[], $10::timestamptz[], $11::timestamptz[])",
-        &[
-            (&column(changes, |c| c.order_id), Type::UUID_ARRAY),
-            (&column(changes, |c| c.partition), Type::INT4_ARRAY),
-            (&placed_column(changes, |event, _| event.customer_id.as_str()), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.status), Type::TEXT_ARRAY),
-            (&placed_column(changes, |event, _| event.currency.code()), Type::TEXT_ARRAY),
-            (&placed_column(changes, |event, _| event.total.decimal()), Type::NUMERIC_ARRAY),
-            (&column(changes, |c| c.paid), Type::NUMERIC_ARRAY),
-            (&placed_column(changes, |event, _| event.items.len() as i32), Type::INT4_ARRAY),
-            (&column(changes, |c| c.version), Type::INT8_ARRAY),
-            (&placed_column(changes, |_, at| at), Type::TIMESTAMPTZ_ARRAY),
-            (&column(changes, |c| c.updated_at), Type::TIMESTAMPTZ_ARRAY),
-        ],
-    )
-    .await?;
-    Ok(())
+async fn insert(tx: &Transaction<'_>, orders: &[NewOrder<'_>]) -> Result<(), ProjectionError> {
+    Rows::of(orders)
+        .column("order_id", Type::UUID_ARRAY, |o| o.change.order_id)
+        .column("partition", Type::INT4_ARRAY, |o| o.partition)
+        .column("customer_id", Type::TEXT_ARRAY, |o| o.event.customer_id.as_str())
+        .column("status", Type::TEXT_ARRAY, |o| o.change.status)
+        .column("currency", Type::TEXT_ARRAY, |o| o.event.currency.code())
+        .column("total", Type::NUMERIC_ARRAY, |o| o.event.total.decimal())
+        .column("paid", Type::NUMERIC_ARRAY, |o| o.change.paid)
+        .column("item_count", Type::INT4_ARRAY, |o| o.event.items.len() as i32)
+        .column("version", Type::INT8_ARRAY, |o| o.change.version)
+        .column("placed_at", Type::TIMESTAMPTZ_ARRAY, |o| o.placed_at)
+        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |o| o.change.updated_at)
+        .insert_into(tx, "order_list")
+        .await
 }
 
 async fn update(tx: &Transaction<'_>, changes: &[OrderChange<'_>]) -> Result<(), ProjectionError> {
-    if changes.is_empty() {
-        return Ok(());
-    }
-    // An order that a skip forward left out has no row, and gets none.
-    tx.execute_typed(
-        "update order_list o
-         set status = coalesce(c.status, o.status), paid = coalesce(c.paid, o.paid), version = c.version,
-             updated_at = c.updated_at
-         from unnest($1::uuid[], $2::text[], $3::numeric[], $4::bigint[], $5::timestamptz[])
-              c (order_id, status, paid, version, updated_at)
-         where o.order_id = c.order_id",
-        &[
-            (&column(changes, |c| c.order_id), Type::UUID_ARRAY),
-            (&column(changes, |c| c.status), Type::TEXT_ARRAY),
-            (&column(changes, |c| c.paid), Type::NUMERIC_ARRAY),
-            (&column(changes, |c| c.version), Type::INT8_ARRAY),
-            (&column(changes, |c| c.updated_at), Type::TIMESTAMPTZ_ARRAY),
-        ],
-    )
-    .await?;
-    Ok(())
+    Rows::of(changes)
+        .column("order_id", Type::UUID_ARRAY, |c| c.order_id)
+        .column("status", Type::TEXT_ARRAY, |c| c.status)
+        .column("paid", Type::NUMERIC_ARRAY, |c| c.paid)
+        .column("version", Type::INT8_ARRAY, |c| c.version)
+        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |c| c.updated_at)
+        // An order that a skip forward left out has no row, and gets none.
+        .run(
+            tx,
+            "update order_list o
+             set status = coalesce(c.status, o.status), paid = coalesce(c.paid, o.paid), version = c.version,
+                 updated_at = c.updated_at
+             from {rows} where o.order_id = c.order_id",
+        )
+        .await
 }

@@ -1,0 +1,84 @@
+//! A reset that was carried out is never carried out again, wherever the process died meanwhile.
+//!
+//! What a second one would do differs by its kind, so each leaves a mark: after a skip, the skipped
+//! events are in the rows; after a reset to the current offset too, where a skip came before it.
+
+use super::bed::{Bed, PARTITIONS, Stored};
+use super::binary::dies_at;
+use super::fold::{assert_same, fold, rows};
+use super::scenario::lives;
+
+const NAME: &str = "daily-sales";
+const RUN: [&str; 2] = ["run", "projection:daily-sales"];
+
+/// Every await between Kafka's answer and our next commit there.
+const POINTS: [&str; 6] = [
+    "projection.claim.named",
+    "projection.claim.before_commit",
+    "projection.claim.after_commit",
+    "projection.claim.after_commit:3",
+    "projection.before_commit",
+    "projection.after_commit",
+];
+
+async fn resets(bed: &Bed, direction: &str) -> i64 {
+    bed.number(&format!("select count(*) from throughline.projection_resets where direction = '{direction}'")).await
+}
+
+fn ends(bed: &Bed) -> Vec<(i32, i64)> {
+    (0..PARTITIONS).map(|partition| (partition, bed.watermarks(partition).1)).collect()
+}
+
+async fn run_until_caught_up(bed: &Bed) {
+    let epochs = bed.epochs(NAME).await;
+    let running = bed.start(NAME);
+    bed.claimed_since(NAME, epochs).await;
+    bed.caught_up(NAME).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_forward_survives_a_kill_anywhere() {
+    let mut bed = Bed::new().await;
+    let mut seen: Vec<Stored> = bed.emit(&lives(61, 60)).await;
+    run_until_caught_up(&bed).await;
+    for (round, point) in (1..).zip(POINTS) {
+        bed.emit(&lives(600 + round as u64, 20)).await;
+        bed.reset(NAME, &ends(&bed)).await;
+        // Something to apply beyond the target, so that the checkpoint leaves it before Kafka hears of us.
+        seen.extend(bed.emit(&lives(700 + round as u64, 20)).await);
+        dies_at(&bed, &RUN, point).await;
+        run_until_caught_up(&bed).await;
+        assert_eq!(resets(&bed, "backward").await, 0, "{point}: the skip was undone");
+        assert_eq!(resets(&bed, "forward").await, round * i64::from(PARTITIONS), "{point}");
+        assert_same(&rows(&bed, NAME, "read").await, &fold(&bed, NAME, &seen));
+    }
+    // The same reset once more is another one, even where Kafka never heard that we did the first.
+    let target = ends(&bed);
+    bed.reset(NAME, &target).await;
+    bed.emit(&lives(801, 20)).await;
+    dies_at(&bed, &RUN, "projection.after_commit").await;
+    let before = all_resets(&bed).await;
+    bed.reset(NAME, &target).await;
+    run_until_caught_up(&bed).await;
+    assert_eq!(all_resets(&bed).await, before + i64::from(PARTITIONS));
+    assert!(resets(&bed, "backward").await > 0, "some partition had gone on from its target");
+}
+
+async fn all_resets(bed: &Bed) -> i64 {
+    bed.number("select count(*) from throughline.projection_resets").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_backward_is_carried_out_once() {
+    let mut bed = Bed::new().await;
+    bed.emit(&lives(62, 60)).await;
+    run_until_caught_up(&bed).await;
+    for (round, point) in (1..).zip(["projection.claim.named", "projection.claim.after_commit:3", "projection.after_commit"]) {
+        bed.reset(NAME, &[(0, 3), (1, 0), (2, 5)]).await;
+        dies_at(&bed, &RUN, point).await;
+        run_until_caught_up(&bed).await;
+        assert_eq!(resets(&bed, "backward").await, round * i64::from(PARTITIONS), "{point}");
+        super::fold::assert_folded(&bed, NAME).await;
+    }
+}
