@@ -79,7 +79,8 @@ impl<'a, T> Rows<'a, T> {
 
     async fn copy_into(self, tx: &Transaction<'_>, table: &str) -> Result<(), ProjectionError> {
         self.sound()?;
-        let sink = tx.copy_in::<_, Bytes>(&format!("copy {table} ({}) from stdin (format binary)", self.names())).await?;
+        let sink =
+            tx.copy_in::<_, Bytes>(&format!("copy {table} ({}) from stdin (format binary)", self.names())).await?;
         pin_mut!(sink);
         let mut rest: Vec<&[u8]> = self.columns.iter().map(|column| &column.encoded[ARRAY_HEADER_BYTES..]).collect();
         let mut block = BytesMut::with_capacity(COPY_BLOCK_BYTES + COPY_BLOCK_BYTES / 8);
@@ -136,4 +137,3 @@ impl ToSql for Column {
 
     to_sql_checked!();
 }
-

@@ -1,14 +1,18 @@
 //! Applies events straight from the store: the refill after a reset and the chunks of a rebuild.
 //!
-//! The store is authoritative for what happened; parked and discarded events are left out, so that
+//! A chunk is a large batch: what inserts by [`crate::engine::Rows`] is written by COPY then. The store
+//! is authoritative for what happened; parked and discarded events are left out, so that
 //! a filled partition equals what the live projection made of the same events.
 
 use tokio_postgres::types::Type;
-use tokio_postgres::{GenericClient, Row, Transaction};
+use tokio_postgres::{Row, Transaction};
 
 use super::{ProjectionLoopError, Projector, park};
 use crate::engine::{Position, ProjectionError, Recorded};
 use crate::store::{StoreError, destinations};
+
+/// Events fetched at a time, within a chunk.
+const FETCH_EVENTS: i32 = 5_000;
 
 /// Applies the events after `after`, up to and including `upto`, in chunks, within `tx`.
 pub(super) async fn fill<E: Send + Sync>(
@@ -34,23 +38,9 @@ pub(super) async fn fill_chunk<E: Send + Sync>(
     upto: i64,
 ) -> Result<(i64, usize), ProjectionLoopError> {
     let events = read(projector, tx, partition, after, upto).await?;
-    let last = events.last().map_or(after, |event| event.position.seq);
-    let missing = events.len() as i64 != last - after || events.is_empty();
-    if missing {
-        return Err(ProjectionLoopError::refused(
-            projector.name(),
-            format!("the event store lacks events of partition {partition} between seq {after} and {upto}"),
-        ));
-    }
-    let excluded = park::excluded(tx, &projector.group, partition, after, last).await?;
-    let events: Vec<_> = if excluded.is_empty() {
-        events
-    } else {
-        events.into_iter().filter(|event| !excluded.contains(&event.position.seq)).collect()
-    };
-    let count = events.len();
-    apply(projector, tx, decode(projector, events)?).await?;
-    Ok((last, count))
+    let count = events.applied.len();
+    apply(projector, tx, events.applied).await?;
+    Ok((events.last, count))
 }
 
 async fn apply<E: Send + Sync>(
@@ -73,53 +63,86 @@ async fn apply<E: Send + Sync>(
     })
 }
 
+/// Decodes a row of [`SELECT`].
 fn decode<E: Send + Sync>(
     projector: &Projector<E>,
-    events: Vec<Recorded<Vec<u8>>>,
-) -> Result<Vec<Recorded<E>>, ProjectionLoopError> {
-    let one = |stored: Recorded<Vec<u8>>| {
-        let event = projector.codec.decode(&stored.event).map_err(|error| ProjectionLoopError::Event {
-            projection: projector.name(),
-            position: stored.position,
-            reason: error.to_string(),
-        })?;
-        Ok(Recorded {
-            position: stored.position,
-            stream_id: stored.stream_id,
-            version: stored.version,
-            event_id: stored.event_id,
-            command_id: stored.command_id,
-            correlation_id: stored.correlation_id,
-            causation_id: stored.causation_id,
-            recorded_at: stored.recorded_at,
-            event,
-        })
-    };
-    events.into_iter().map(one).collect()
+    partition: i32,
+    row: &Row,
+) -> Result<Recorded<E>, ProjectionLoopError> {
+    let position = Position { partition, seq: row.get(0) };
+    let event = projector.codec.decode(row.get(8)).map_err(|error| ProjectionLoopError::Event {
+        projection: projector.name(),
+        position,
+        reason: error.to_string(),
+    })?;
+    Ok(Recorded {
+        position,
+        stream_id: row.get(1),
+        version: row.get(2),
+        event_id: row.get(3),
+        command_id: row.get(4),
+        correlation_id: row.get(5),
+        causation_id: row.get(6),
+        recorded_at: row.get(7),
+        event,
+    })
 }
 
+/// The events of one chunk.
+struct Chunk<E> {
+    last: i64,
+    /// Without those that the live generation did not apply either.
+    applied: Vec<Recorded<E>>,
+}
+
+/// Reads the events after `after`, up to `upto` or what a chunk may hold. Fetched and decoded some at
+/// a time, so that only decoded events wait in memory.
 async fn read<E: Send + Sync>(
     projector: &Projector<E>,
-    client: &impl GenericClient,
+    tx: &Transaction<'_>,
     partition: i32,
     after: i64,
     upto: i64,
-) -> Result<Vec<Recorded<Vec<u8>>>, StoreError> {
-    let limit = projector.settings.projection.rebuild_chunk_events;
-    let rows = client
-        .query_typed(
-            &format!("{SELECT} and e.seq > $3 and e.seq <= least($4, $3 + $5) order by e.seq"),
-            &[
-                (&partition, Type::INT4),
-                (&projector.topic, Type::TEXT),
-                (&after, Type::INT8),
-                (&upto, Type::INT8),
-                (&limit, Type::INT8),
-            ],
+) -> Result<Chunk<E>, ProjectionLoopError> {
+    let settings = &projector.settings.projection;
+    let upto = upto.min(after.saturating_add(settings.rebuild_chunk_events.max(1)));
+    let excluded = park::excluded(tx, &projector.group, partition, after, upto).await?;
+    let failed = || StoreError::at("read events of the store");
+    let statement = tx
+        .prepare_typed(
+            &format!("{SELECT} and e.seq > $3 and e.seq <= $4 order by e.seq"),
+            &[Type::INT4, Type::TEXT, Type::INT8, Type::INT8],
         )
         .await
-        .map_err(StoreError::at("read events of the store"))?;
-    Ok(rows.iter().map(|row| stored(partition, row)).collect())
+        .map_err(failed())?;
+    let portal = tx.bind(&statement, &[&partition, &projector.topic, &after, &upto]).await.map_err(failed())?;
+    let mut chunk = Chunk { last: after, applied: Vec::new() };
+    let mut bytes = 0;
+    while chunk.last < upto && bytes < settings.rebuild_chunk_bytes {
+        let rows = tx.query_portal(&portal, FETCH_EVENTS).await.map_err(failed())?;
+        for row in &rows {
+            let seq: i64 = row.get(0);
+            if seq != chunk.last + 1 {
+                return Err(lacking(projector, partition, chunk.last, seq - 1));
+            }
+            chunk.last = seq;
+            bytes += row.get::<_, &[u8]>(8).len();
+            if !excluded.contains(&seq) {
+                chunk.applied.push(decode(projector, partition, row)?);
+            }
+        }
+        if rows.is_empty() {
+            return Err(lacking(projector, partition, chunk.last, upto));
+        }
+    }
+    Ok(chunk)
+}
+
+fn lacking<E: Send + Sync>(projector: &Projector<E>, partition: i32, after: i64, upto: i64) -> ProjectionLoopError {
+    ProjectionLoopError::refused(
+        projector.name(),
+        format!("the event store lacks events of partition {partition} between seq {after} and {upto}"),
+    )
 }
 
 /// The events at `seqs` that the store holds, in order.
@@ -134,7 +157,7 @@ pub(super) async fn events_at<E: Send + Sync>(
         .query_typed(&statement, &[(&partition, Type::INT4), (&projector.topic, Type::TEXT), (&seqs, Type::INT8_ARRAY)])
         .await
         .map_err(StoreError::at("read events of the store"))?;
-    decode(projector, rows.iter().map(|row| stored(partition, row)).collect())
+    rows.iter().map(|row| decode(projector, partition, row)).collect()
 }
 
 const SELECT: &str = "
@@ -142,20 +165,6 @@ const SELECT: &str = "
            e.payload
     from throughline.events e
     where e.partition = $1 and e.topic = (select id from throughline.topics where name = $2)";
-
-fn stored(partition: i32, row: &Row) -> Recorded<Vec<u8>> {
-    Recorded {
-        position: Position { partition, seq: row.get(0) },
-        stream_id: row.get(1),
-        version: row.get(2),
-        event_id: row.get(3),
-        command_id: row.get(4),
-        correlation_id: row.get(5),
-        causation_id: row.get(6),
-        recorded_at: row.get(7),
-        event: row.get(8),
-    }
-}
 
 /// Partitions of the events topic, from the store.
 pub(super) async fn partitions<E: Send + Sync>(

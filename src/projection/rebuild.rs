@@ -1,9 +1,10 @@
 //! Rebuild: a new generation beside the live one, from the event store, switched in one transaction.
 //!
 //! Phases: discard leftovers -> tables -> fill in parallel up to where the live generation stands ->
-//! indexes -> catch up -> hand over. In the last, the live checkpoints are held: the new generation
-//! is brought to exactly the same (partition, seq), digests are compared, schemas and checkpoints
-//! move. Killed anywhere before that commits, nothing has happened: the next run discards what is left.
+//! indexes -> compare -> catch up -> hand over. Compared is at the (partition, seq) of one snapshot,
+//! while the live generation goes on. In the last phase the live checkpoints are held: the new
+//! generation is brought to exactly the same (partition, seq), schemas and checkpoints move. Killed
+//! anywhere before that commits, nothing has happened: the next run discards what is left.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use super::checkpoint::{self, Checkpoint};
 use super::switch::{self, Generations};
@@ -47,6 +48,8 @@ pub struct RebuildReport {
 
 /// Passes that catch up before the hand-over, at most; what is left then is applied in it.
 const CATCH_UP_PASSES: usize = 20;
+/// With fewer events than this to go, the hand-over holds the live projection up and applies them.
+const HAND_OVER_EVENTS: i64 = 2_000;
 
 /// Rebuilds the tables of a projection and switches to them. Reads go on throughout.
 pub async fn rebuild<E: Send + Sync + 'static>(
@@ -63,25 +66,32 @@ pub async fn rebuild<E: Send + Sync + 'static>(
         return describe(projector, &mut owner, progress).await;
     }
     let epoch = prepare(projector, &mut owner, partitions).await?;
-    fill_all(projector, &owner, epoch, progress).await?;
+    catch_up(projector, &owner, epoch, progress).await?;
     make_indexes(projector, &mut owner).await?;
+    let fill_seconds = started.elapsed().as_secs_f64();
+    crate::crash_point!("projection.rebuild.filled");
+    let differences = compare(projector, &owner, epoch, progress).await?;
     for _ in 0..CATCH_UP_PASSES {
-        if fill_all(projector, &owner, epoch, progress).await? < projector.settings.projection.rebuild_chunk_events {
+        if catch_up(projector, &owner, epoch, progress).await? < HAND_OVER_EVENTS {
             break;
         }
     }
-    let fill_seconds = started.elapsed().as_secs_f64();
     let mut tries = 0;
-    let mut report = loop {
+    let from_version = loop {
         match hand_over(projector, &mut owner, partitions, progress).await {
             Err(error) if switch::try_again(&error, &mut tries).await => {}
             outcome => break outcome?,
         }
     };
-    report.events = progress.done.load(Ordering::Relaxed);
-    report.fill_seconds = fill_seconds;
-    report.seconds = started.elapsed().as_secs_f64();
-    Ok(report)
+    Ok(RebuildReport {
+        events: progress.done.load(Ordering::Relaxed),
+        seconds: started.elapsed().as_secs_f64(),
+        fill_seconds,
+        from_version,
+        to_version: projector.projection.version(),
+        compared: differences.is_some(),
+        differences: differences.unwrap_or_default(),
+    })
 }
 
 async fn describe<E: Send + Sync + 'static>(
@@ -148,22 +158,62 @@ async fn make_indexes<E: Send + Sync + 'static>(
     Ok(())
 }
 
-/// Brings every partition of the new generation to where the live one stands now, some at a time.
-/// Returns how many events that took.
-async fn fill_all<E: Send + Sync + 'static>(
+/// Brings the new generation to where the live one stands now. Returns how many events that took.
+async fn catch_up<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     owner: &Client,
     epoch: i64,
     progress: &Arc<Progress>,
 ) -> Result<i64, ProjectionLoopError> {
     let live = checkpoint::load(owner, projector.name(), LIVE).await?;
+    fill_to(projector, owner, &live, epoch, progress).await
+}
+
+/// Where the new generation differs from the live one, at the (partition, seq) of one snapshot; none
+/// where they are of different versions. The live generation goes on meanwhile.
+async fn compare<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    owner: &Client,
+    epoch: i64,
+    progress: &Arc<Progress>,
+) -> Result<Option<Vec<String>>, ProjectionLoopError> {
+    let (name, tables) = (projector.name(), projector.projection.tables());
+    let mut onlooker = switch::unhurried(projector).await?;
+    let snapshot = onlooker
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await
+        .map_err(StoreError::at("take a snapshot to compare with"))?;
+    if switch::live_version(&snapshot, name).await? != Some(projector.projection.version()) {
+        return Ok(None);
+    }
+    let live = checkpoint::load(&snapshot, name, LIVE).await?;
+    fill_to(projector, owner, &live, epoch, progress).await?;
+    let (live, next) =
+        futures_util::try_join!(digest::digests(&snapshot, tables, LIVE), digest::digests(owner, tables, NEXT))?;
+    Ok(Some(digest::differences(&live, &next)))
+}
+
+/// Brings every partition of the new generation to where `live` stands, some at a time. Returns how
+/// many events that took.
+async fn fill_to<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    owner: &Client,
+    live: &[Checkpoint],
+    epoch: i64,
+    progress: &Arc<Progress>,
+) -> Result<i64, ProjectionLoopError> {
     progress.total.store(live.iter().map(|row| row.seq.unsigned_abs()).sum(), Ordering::Relaxed);
     let next = checkpoint::load(owner, projector.name(), NEXT).await?;
     let mut spans: VecDeque<(i32, i64, i64)> = VecDeque::new();
     for row in &next {
-        let upto = live.iter().find(|live| live.partition == row.partition).map_or(0, |live| live.seq);
-        if upto > row.seq {
-            spans.push_back((row.partition, row.seq, upto));
+        let upto = seq_of(live, row.partition);
+        match upto.cmp(&row.seq) {
+            std::cmp::Ordering::Less => return Err(was_reset(projector, row.partition)),
+            std::cmp::Ordering::Equal => {}
+            std::cmp::Ordering::Greater => spans.push_back((row.partition, row.seq, upto)),
         }
     }
     let events = spans.iter().map(|(_, after, upto)| upto - after).sum();
@@ -193,7 +243,11 @@ async fn fill_worker<E: Send + Sync + 'static>(
     while let Some((partition, mut reached, upto)) = take() {
         let client = match &mut client {
             Some(client) => client,
-            empty => empty.insert(projector.connect(NEXT).await?),
+            empty => {
+                let client = projector.connect(NEXT).await?;
+                switch::take_time(&client).await?;
+                empty.insert(client)
+            }
         };
         while reached < upto {
             let (last, applied) = fill_span(&projector, client, epoch, (partition, reached, upto)).await?;
@@ -229,13 +283,22 @@ async fn fill_span<E: Send + Sync + 'static>(
     Ok((last, applied))
 }
 
-/// The last events, the comparison and the switch, in one transaction.
+fn seq_of(checkpoints: &[Checkpoint], partition: i32) -> i64 {
+    checkpoints.iter().find(|row| row.partition == partition).map_or(0, |row| row.seq)
+}
+
+fn was_reset<E: Send + Sync>(projector: &Projector<E>, partition: i32) -> ProjectionLoopError {
+    let reason = format!("partition {partition} was reset during the rebuild; run it again");
+    ProjectionLoopError::refused(projector.name(), reason)
+}
+
+/// The last events and the switch, in one transaction. Returns the version that was live.
 async fn hand_over<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     owner: &mut Client,
     partitions: i32,
     progress: &Arc<Progress>,
-) -> Result<RebuildReport, ProjectionLoopError> {
+) -> Result<Option<i32>, ProjectionLoopError> {
     let name = projector.name();
     let tx = owner.transaction().await.map_err(StoreError::at("begin the hand-over"))?;
     // From here on the live projector waits at its compare-and-set.
@@ -246,15 +309,6 @@ async fn hand_over<E: Send + Sync + 'static>(
         .await
         .map_err(StoreError::at("choose the new generation"))?;
     let applied = catch_up_exactly(projector, &tx, &live, &next).await?;
-    let version = projector.projection.version();
-    let live_version = generations.as_ref().map(|found| found.version);
-    let compared = live_version == Some(version);
-    let mut differences = Vec::new();
-    if compared {
-        let tables = projector.projection.tables();
-        differences =
-            digest::differences(&digest::digests(&tx, tables, LIVE).await?, &digest::digests(&tx, tables, NEXT).await?);
-    }
     switch::limit_lock_wait(&tx).await?;
     crate::crash_point!("projection.rebuild.before_switch");
     let relations = owned(&install::relations(projector.projection.as_ref()));
@@ -268,23 +322,14 @@ async fn hand_over<E: Send + Sync + 'static>(
         "update throughline.projections
          set previous_version = version, previous_relations = relations, version = $2, relations = $3,
              switched_at = now(), updated_at = now() where name = $1",
-        &[&name, &version, &relations],
+        &[&name, &projector.projection.version(), &relations],
     )
     .await
     .map_err(StoreError::at("record a switch"))?;
     tx.commit().await.map_err(StoreError::at("commit the switch"))?;
     crate::crash_point!("projection.rebuild.after_switch");
     progress.done.fetch_add(applied, Ordering::Relaxed);
-    let none = RebuildReport {
-        events: 0,
-        seconds: 0.0,
-        fill_seconds: 0.0,
-        from_version: live_version,
-        to_version: version,
-        compared,
-        differences,
-    };
-    Ok(none)
+    Ok(generations.map(|found| found.version))
 }
 
 async fn catch_up_exactly<E: Send + Sync + 'static>(
@@ -295,12 +340,9 @@ async fn catch_up_exactly<E: Send + Sync + 'static>(
 ) -> Result<u64, ProjectionLoopError> {
     let mut applied = 0;
     for row in next {
-        let seq = live.iter().find(|live| live.partition == row.partition).map_or(0, |live| live.seq);
+        let seq = seq_of(live, row.partition);
         if row.seq > seq {
-            return Err(ProjectionLoopError::refused(
-                projector.name(),
-                format!("partition {} was reset during the rebuild; run it again", row.partition),
-            ));
+            return Err(was_reset(projector, row.partition));
         }
         fill::fill(projector, tx, row.partition, row.seq, seq).await?;
         applied += (seq - row.seq).unsigned_abs();

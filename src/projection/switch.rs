@@ -47,13 +47,33 @@ impl Generations {
 /// The advisory lock that rebuild, rollback and replay of one projection share.
 pub(super) const LOCK: &str = "hashtext('throughline.rebuild'), hashtext($1)";
 
-/// An owner's connection that holds the projection's lock until it is dropped.
-pub(super) async fn exclusive<E: Send + Sync>(projector: &Projector<E>) -> Result<Client, ProjectionLoopError> {
+/// An owner's connection without the timeouts of the loops.
+pub(super) async fn unhurried<E: Send + Sync>(projector: &Projector<E>) -> Result<Client, StoreError> {
     let owner = crate::store::connect::connect(&projector.settings.database, &DatabaseRole::Owner).await?;
-    owner
+    take_time(&owner).await?;
+    Ok(owner)
+}
+
+/// Lifts the loops' timeouts from a connection that nobody waits for.
+pub(super) async fn take_time(client: &Client) -> Result<(), StoreError> {
+    client
         .batch_execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0")
         .await
-        .map_err(StoreError::at("set the timeouts of a rebuild"))?;
+        .map_err(StoreError::at("set the timeouts of a rebuild"))
+}
+
+/// The version of the live tables; none where the projection is not installed.
+pub(super) async fn live_version(tx: &Transaction<'_>, projection: &str) -> Result<Option<i32>, StoreError> {
+    let row = tx
+        .query_opt("select version from throughline.projections where name = $1", &[&projection])
+        .await
+        .map_err(StoreError::at("look at the generations"))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// An owner's connection that holds the projection's lock until it is dropped.
+pub(super) async fn exclusive<E: Send + Sync>(projector: &Projector<E>) -> Result<Client, ProjectionLoopError> {
+    let owner = unhurried(projector).await?;
     let granted: bool = owner
         .query_one(&format!("select pg_try_advisory_lock({LOCK})"), &[&projector.name()])
         .await

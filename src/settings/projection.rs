@@ -43,8 +43,11 @@ pub struct ProjectionSettings {
     pub policies: BTreeMap<String, FailurePolicy>,
     /// Pause, version and lag are looked at this often, milliseconds.
     pub state_poll_ms: u64,
-    /// Events of one transaction of a rebuild or refill, at most.
+    /// Events of one transaction of a rebuild or refill, at most. With `rebuild_chunk_bytes` it bounds
+    /// the memory that each worker takes: a few times the bytes.
     pub rebuild_chunk_events: i64,
+    /// Bytes of encoded events of one transaction of a rebuild or refill, roughly at most.
+    pub rebuild_chunk_bytes: usize,
     /// Partitions that a rebuild fills at a time; each takes a connection.
     pub rebuild_workers: usize,
     /// The tables before a rebuild or rollback are kept this long for `projection rollback`, hours;
@@ -74,7 +77,8 @@ impl Default for ProjectionSettings {
             on_failure: FailurePolicy::Halt,
             policies: BTreeMap::new(),
             state_poll_ms: 1_000,
-            rebuild_chunk_events: 20_000,
+            rebuild_chunk_events: 50_000,
+            rebuild_chunk_bytes: 16 * 1024 * 1024,
             rebuild_workers: 2,
             keep_previous_hours: 72,
         }

@@ -74,7 +74,9 @@ async fn a_reset_backward_is_carried_out_once() {
     let mut bed = Bed::new().await;
     bed.emit(&lives(62, 60)).await;
     run_until_caught_up(&bed).await;
-    for (round, point) in (1..).zip(["projection.claim.named", "projection.claim.after_commit:3", "projection.after_commit"]) {
+    for (round, point) in
+        (1..).zip(["projection.claim.named", "projection.claim.after_commit:3", "projection.after_commit"])
+    {
         bed.reset(NAME, &[(0, 3), (1, 0), (2, 5)]).await;
         dies_at(&bed, &RUN, point).await;
         run_until_caught_up(&bed).await;
