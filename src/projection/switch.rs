@@ -13,8 +13,8 @@ use crate::store::{DatabaseRole, StoreError};
 
 /// A reader may hold up the switch this long; then the switch steps back, lets others pass, and
 /// tries again.
-const LOCK_WAIT: &str = "500ms";
-const TRIES_MAX: u32 = 40;
+const LOCK_WAIT: &str = "200ms";
+const TRIES_MAX: u32 = 60;
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 
 /// What `throughline.projections` says of the generations.

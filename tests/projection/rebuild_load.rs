@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use serde_json::json;
 use throughline::settings::Settings;
@@ -40,16 +41,16 @@ fn count_of(projection: &str) -> &'static str {
     }
 }
 
-/// Events in the store, as if published and applied long ago, and the read tables made of them.
+/// Events in the store, published and applied, and the read tables made of them.
 async fn history(bed: &mut Bed, name: &str, events: usize) {
     let mut seed = 0;
     while bed.log.len() < events {
         seed += 1;
-        bed.append(&lives(9_000 + seed, 2_000)).await;
+        let mut appended = bed.append(&lives(9_000 + seed, 2_000)).await;
+        // The bed's days run ahead of the clock; Kafka takes no time of the future.
+        appended.iter_mut().for_each(|stored| stored.recorded_at = Timestamp::now());
+        bed.publish(&appended).await;
     }
-    // Of each partition the topic keeps the last record, as where retention has dropped the older ones.
-    let last = |partition| bed.log.iter().rfind(|stored| stored.partition == partition).cloned();
-    bed.publish(&(0..PARTITIONS).filter_map(last).collect::<Vec<_>>()).await;
     bed.owner
         .batch_execute(
             "analyze throughline.events;
@@ -61,7 +62,7 @@ async fn history(bed: &mut Bed, name: &str, events: usize) {
     bed.owner
         .execute(
             "insert into throughline.checkpoints (partition, projection, next_offset, seq)
-             select partition, $1, 1, last_seq from throughline.counters
+             select partition, $1, last_seq, last_seq from throughline.counters
              where topic = (select id from throughline.topics where name = $2)",
             &[&name, &bed.names.events()],
         )
@@ -135,13 +136,12 @@ fn reader(bed: &Bed, sql: &'static str, reading: Arc<Reading>) -> JoinHandle<()>
     })
 }
 
-/// The lock of a killed rebuild goes with its connection; its own servers may take a moment to notice.
+const LOCKED: &str = "exists (select from pg_locks where locktype = 'advisory'
+                      and classid::bigint = (hashtext('throughline.rebuild')::bigint & 4294967295))";
+
+/// The lock of a killed rebuild goes with its connection; PostgreSQL may take a moment to notice.
 async fn until_unlocked(bed: &Bed) {
-    bed.until(
-        "select not exists (select from pg_locks where locktype = 'advisory'
-                            and classid::bigint = (hashtext('throughline.rebuild')::bigint & 4294967295))",
-    )
-    .await;
+    bed.until(&format!("select not {LOCKED}")).await;
 }
 
 async fn killed_midway(bed: &Bed, name: &str) {
@@ -149,8 +149,10 @@ async fn killed_midway(bed: &Bed, name: &str) {
     dies_at(bed, &arguments, "projection.rebuild.after_chunk:2").await;
     until_unlocked(bed).await;
     // From outside, at some moment of the fill; meanwhile a second one is refused.
+    let left_over = "(select max(epoch) from throughline.checkpoints where generation = 'read_next')";
+    let epoch = bed.number(&format!("select {left_over}")).await;
     let mut running = command(bed, &arguments).spawn().expect("it starts");
-    bed.until("select count(*) > 0 from throughline.checkpoints where generation = 'read_next'").await;
+    bed.until(&format!("select {left_over} > {epoch}")).await;
     let second = rebuild(bed, name).await;
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.stderr.contains("a rebuild, rollback or replay of it is running"), "{second:?}");
