@@ -149,6 +149,8 @@ impl<'a> Changes<'a> {
                 None => changes.earlier.entry(recorded.stream_id).or_default().add(&recorded.event),
             }
         }
+        // By key: a large batch walks the index once.
+        changes.placed.sort_unstable_by_key(|(_, event)| event.order_id);
         changes
     }
 
