@@ -31,7 +31,10 @@ use throughline::store::{DatabaseRole, connect, destinations, migrate};
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
-const BATCH_ORDERS: usize = 5_000;
+/// Orders whose lives overlap; `OVERLAP` sets another number. With all of them each order's events are in
+/// three different chunks, and what was written by COPY is changed by statements twice.
+const OVERLAP_ORDERS: usize = 5_000;
+const INSERT_EVENTS: usize = 5_000;
 
 #[tokio::main]
 async fn main() {
@@ -203,54 +206,35 @@ struct Columns {
 }
 
 async fn fill_store(owner: &Client, codec: &OrdersCodec, topic: i16, partitions: i32, orders: usize) {
+    let overlap =
+        std::env::var("OVERLAP").map_or(OVERLAP_ORDERS, |n| n.parse().expect("OVERLAP is a number of orders"));
     let mut seqs = vec![0i64; partitions as usize];
     let mut numbers = (0..orders).peekable();
     while numbers.peek().is_some() {
-        let mut columns = Columns::default();
-        let batch: Vec<_> = numbers.by_ref().take(BATCH_ORDERS).map(|number| (number, life(number))).collect();
+        let batch: Vec<_> = numbers.by_ref().take(overlap).map(|number| (number, life(number))).collect();
         // Lives overlap within a batch: all are placed, then paid, then shipped.
         for step in 0..3 {
-            for (number, (order_id, events)) in &batch {
-                let partition = destination_partition(*order_id, partitions);
-                let seq = &mut seqs[partition as usize];
-                *seq += 1;
-                let encoded = codec.encode(&events[step]).expect("encodes");
-                let second = 1_760_000_000 + (*number as i64) * 30 + step as i64;
-                columns.partition.push(partition);
-                columns.seq.push(*seq);
-                columns.stream_id.push(*order_id);
-                columns.version.push(step as i64 + 1);
-                columns.event_id.push(Uuid::new_v4());
-                columns.event_type.push(encoded.event_type);
-                columns.schema_version.push(encoded.schema_version);
-                columns.recorded_at.push(Timestamp::from_second(second).expect("in range"));
-                columns.payload.push(encoded.bytes);
+            for some in batch.chunks(INSERT_EVENTS) {
+                let mut columns = Columns::default();
+                for (number, (order_id, events)) in some {
+                    let partition = destination_partition(*order_id, partitions);
+                    let seq = &mut seqs[partition as usize];
+                    *seq += 1;
+                    let encoded = codec.encode(&events[step]).expect("encodes");
+                    let second = 1_760_000_000 + (*number as i64) * 30 + step as i64;
+                    columns.partition.push(partition);
+                    columns.seq.push(*seq);
+                    columns.stream_id.push(*order_id);
+                    columns.version.push(step as i64 + 1);
+                    columns.event_id.push(Uuid::new_v4());
+                    columns.event_type.push(encoded.event_type);
+                    columns.schema_version.push(encoded.schema_version);
+                    columns.recorded_at.push(Timestamp::from_second(second).expect("in range"));
+                    columns.payload.push(encoded.bytes);
+                }
+                append(owner, topic, &columns).await;
             }
         }
-        owner
-            .execute(
-                "insert into throughline.events (topic, partition, seq, stream_id, version, event_id, type,
-                        schema_version, command_id, correlation_id, recorded_at, payload)
-                 select $1, e.partition, e.seq, e.stream_id, e.version, e.event_id, e.type, e.schema_version,
-                        e.event_id, e.event_id::text, e.recorded_at, e.payload
-                 from unnest($2::int[], $3::bigint[], $4::uuid[], $5::bigint[], $6::uuid[], $7::text[], $8::smallint[],
-                             $9::timestamptz[], $10::bytea[])
-                      e (partition, seq, stream_id, version, event_id, type, schema_version, recorded_at, payload)",
-                &[
-                    &topic,
-                    &columns.partition,
-                    &columns.seq,
-                    &columns.stream_id,
-                    &columns.version,
-                    &columns.event_id,
-                    &columns.event_type,
-                    &columns.schema_version,
-                    &columns.recorded_at,
-                    &columns.payload,
-                ],
-            )
-            .await
-            .expect("appends");
     }
     for (partition, seq) in seqs.iter().enumerate() {
         owner
@@ -262,4 +246,31 @@ async fn fill_store(owner: &Client, codec: &OrdersCodec, topic: i16, partitions:
             .expect("counters");
     }
     owner.batch_execute("analyze throughline.events").await.expect("analyzes");
+}
+
+async fn append(owner: &Client, topic: i16, columns: &Columns) {
+    owner
+        .execute(
+            "insert into throughline.events (topic, partition, seq, stream_id, version, event_id, type,
+                    schema_version, command_id, correlation_id, recorded_at, payload)
+             select $1, e.partition, e.seq, e.stream_id, e.version, e.event_id, e.type, e.schema_version,
+                    e.event_id, e.event_id::text, e.recorded_at, e.payload
+             from unnest($2::int[], $3::bigint[], $4::uuid[], $5::bigint[], $6::uuid[], $7::text[], $8::smallint[],
+                         $9::timestamptz[], $10::bytea[])
+                  e (partition, seq, stream_id, version, event_id, type, schema_version, recorded_at, payload)",
+            &[
+                &topic,
+                &columns.partition,
+                &columns.seq,
+                &columns.stream_id,
+                &columns.version,
+                &columns.event_id,
+                &columns.event_type,
+                &columns.schema_version,
+                &columns.recorded_at,
+                &columns.payload,
+            ],
+        )
+        .await
+        .expect("appends");
 }
