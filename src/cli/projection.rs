@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{FOUND_FALSE, Output};
@@ -165,6 +166,7 @@ async fn list(output: Output, partitions: bool, settings: &Settings) -> anyhow::
             rows.push(json!({
                 "name": status.name, "state": status.state, "version": status.version,
                 "previousVersion": status.previous_version, "switchedAt": status.switched_at.map(|at| at.to_string()),
+                "previousKeptUntil": kept_until(&status, settings).map(|until| until.to_string()),
                 "lagEvents": status.lag_events, "lagSeconds": tenths(status.lag_seconds), "parked": status.parked,
                 "group": projector.group,
             }));
@@ -177,6 +179,12 @@ async fn list(output: Output, partitions: bool, settings: &Settings) -> anyhow::
     };
     output.print(columns, &rows);
     Ok(ExitCode::SUCCESS)
+}
+
+/// When the generation kept for rollback may be dropped.
+fn kept_until(status: &state::Status, settings: &Settings) -> Option<Timestamp> {
+    status.previous_version?;
+    status.switched_at?.checked_add(SignedDuration::from_hours(settings.projection.keep_previous_hours.into())).ok()
 }
 
 fn tenths(seconds: f64) -> f64 {

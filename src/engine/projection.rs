@@ -37,6 +37,9 @@ pub trait Projection: Send + Sync + 'static {
 
     /// Applies a batch, in order within each partition, as set-based changes in `tx`, collapsing
     /// changes to one row within the batch. Names tables unqualified. Never commits.
+    ///
+    /// A rebuild calls it with batches of tens of thousands of events of one partition; what is inserted
+    /// by [`super::Rows`] is written by COPY then.
     fn apply<'a>(
         &'a self,
         tx: &'a Transaction<'a>,

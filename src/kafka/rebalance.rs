@@ -171,6 +171,7 @@ impl Rebalancer {
             element.set_metadata(name.as_str());
             *metadata = name;
         }
+        crate::crash_point!("consumer.before_naming");
         while renamed.count() > 0 {
             match consumer.commit(&renamed, CommitMode::Sync) {
                 Ok(()) => break,

@@ -2,12 +2,13 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
-use super::bed::{Bed, PARTITIONS};
+use super::bed::{Bed, PARTITIONS, expired};
 
 /// Whatever is expected to end, ends within this time; a rebuild of a million events in a debug
 /// build on a busy machine is the longest.
@@ -63,10 +64,28 @@ pub async fn dies_at(bed: &Bed, arguments: &[&str], point: &str) {
     assert!(end.killed, "{arguments:?} did not die at {point}: {end:?}");
 }
 
+fn id(child: &Child) -> Pid {
+    Pid::from_raw(child.id().expect("it runs").cast_signed())
+}
+
+/// Waits until it stands still at the point named in `THROUGHLINE_STOP_AT`.
+pub async fn until_stopped(child: &Child) {
+    let since = Instant::now();
+    let state = format!("/proc/{}/stat", id(child));
+    while !std::fs::read_to_string(&state).expect("it runs").contains(") T ") {
+        expired(since, "the process to stop");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// SIGCONT.
+pub fn wake(child: &Child) {
+    kill(id(child), Signal::SIGCONT).expect("signals");
+}
+
 /// SIGTERM, and a clean end.
 pub async fn stops(child: Child) {
-    let id = nix::unistd::Pid::from_raw(child.id().expect("it runs").cast_signed());
-    nix::sys::signal::kill(id, Signal::SIGTERM).expect("signals");
+    kill(id(&child), Signal::SIGTERM).expect("signals");
     let end = ended(child).await;
     assert_eq!(end.code, Some(0), "{end:?}");
 }

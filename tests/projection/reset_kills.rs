@@ -4,7 +4,7 @@
 //! events are in the rows; after a reset to the current offset too, where a skip came before it.
 
 use super::bed::{Bed, PARTITIONS, Stored};
-use super::binary::dies_at;
+use super::binary::{command, dies_at, stops, until_stopped, wake};
 use super::fold::{assert_same, fold, rows};
 use super::scenario::lives;
 
@@ -63,6 +63,33 @@ async fn a_skip_forward_survives_a_kill_anywhere() {
     run_until_caught_up(&bed).await;
     assert_eq!(all_resets(&bed).await, before + i64::from(PARTITIONS));
     assert!(resets(&bed, "backward").await > 0, "some partition had gone on from its target");
+}
+
+/// A member that sleeps with what it has read of the group, while another does the work: what it would
+/// write to Kafka on waking is refused there, so it neither hides a reset nor repeats one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zombie_before_the_name_changes_nothing() {
+    let mut bed = Bed::new().await;
+    let mut seen: Vec<Stored> = bed.emit(&lives(63, 60)).await;
+    run_until_caught_up(&bed).await;
+    bed.emit(&lives(64, 20)).await;
+    bed.reset(NAME, &ends(&bed)).await;
+    seen.extend(bed.emit(&lives(65, 20)).await);
+    let zombie = command(&bed, &RUN).env("THROUGHLINE_STOP_AT", "consumer.before_naming").spawn().expect("it starts");
+    until_stopped(&zombie).await;
+    let running = bed.start(NAME);
+    bed.caught_up(NAME).await;
+    assert_eq!(resets(&bed, "forward").await, i64::from(PARTITIONS));
+    wake(&zombie);
+    seen.extend(bed.emit(&lives(66, 20)).await);
+    bed.caught_up(NAME).await;
+    running.stop().await;
+    // The woken one is a member like any other: it takes over, from where the rows are.
+    seen.extend(bed.emit(&lives(67, 20)).await);
+    bed.caught_up(NAME).await;
+    stops(zombie).await;
+    assert_eq!((resets(&bed, "forward").await, resets(&bed, "backward").await), (i64::from(PARTITIONS), 0));
+    assert_same(&rows(&bed, NAME, "read").await, &fold(&bed, NAME, &seen));
 }
 
 async fn all_resets(bed: &Bed) -> i64 {
