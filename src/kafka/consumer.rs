@@ -25,9 +25,15 @@ pub type Committed = Option<(i64, String)>;
 ///
 /// Called on the consumer's thread, where blocking is allowed.
 pub trait PartitionOwner: Send + Sync + 'static {
+    /// The epoch of each partition now; asked before Kafka is asked for its commits.
+    fn epochs(&self) -> Result<HashMap<i32, i64>, ClaimError> {
+        Ok(HashMap::new())
+    }
+
     /// Metadata that a commit found at Kafka is to carry before anybody acts on it; none leaves it.
-    /// Equal commits of others cannot be told apart, a name of its own can.
-    fn name_for(&self, _metadata: &str) -> Option<String> {
+    /// Equal commits of others cannot be told apart, a name of its own can. `epoch` was the
+    /// partition's before the commit was read.
+    fn name_for(&self, _metadata: &str, _epoch: i64) -> Option<String> {
         None
     }
 

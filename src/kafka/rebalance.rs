@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
-use rdkafka::error::KafkaError as ClientError;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
@@ -17,6 +17,9 @@ use super::consumer::{CLAIM_RETRY_WAIT, Committed, REQUEST_WAIT, Shared, lock};
 use super::mailbox::Claim;
 use super::record::TopicPartition;
 
+/// Answers to a member that the group has given up.
+const FENCED: [RDKafkaErrorCode; 3] =
+    [RDKafkaErrorCode::UnknownMemberId, RDKafkaErrorCode::IllegalGeneration, RDKafkaErrorCode::FencedInstanceId];
 /// Partitions claimed at once when several are assigned.
 const CLAIMS_AT_ONCE_MAX: usize = 4;
 
@@ -64,11 +67,11 @@ impl ConsumerContext for Rebalancer {
 impl Rebalancer {
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<(), ClientError> {
         let committed = if self.shared.read_committed_offsets && list.count() > 0 {
-            self.committed_offsets(consumer, list).and_then(|found| self.named(consumer, found))
+            self.named_commits(consumer, list)
         } else {
             Some(HashMap::new())
         };
-        let mut idle = TopicPartitionList::new();
+        let (mut idle, mut claimed) = (TopicPartitionList::new(), TopicPartitionList::new());
         let assigned = sources(list);
         let claims = match &committed {
             Some(committed) => self.claim_all(consumer, &assigned, committed),
@@ -81,6 +84,7 @@ impl Rebalancer {
                         epoch = claim.epoch, "partition claimed");
                     let offset = Offset::Offset(claim.next_offset);
                     lock(&self.shared.halted).remove(&source);
+                    claimed.add_partition(&source.topic, source.partition);
                     self.shared.mailbox(&source).grant(source.clone(), claim);
                     offset
                 }
@@ -94,6 +98,10 @@ impl Rebalancer {
         consumer.incremental_assign(list)?;
         if idle.count() > 0 {
             consumer.pause(&idle)?;
+        }
+        // The client keeps a pause beyond a revocation: one that was idle before would stay so.
+        if claimed.count() > 0 {
+            consumer.resume(&claimed)?;
         }
         Ok(())
     }
@@ -124,6 +132,34 @@ impl Rebalancer {
         })
     }
 
+    /// What Kafka holds, with the names that the owner wants; none once the assignment is not ours.
+    fn named_commits(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+    ) -> Option<HashMap<TopicPartition, Committed>> {
+        let epochs = loop {
+            match self.shared.owner.epochs() {
+                Ok(epochs) => break epochs,
+                Err(error) => {
+                    tracing::warn!(group = self.shared.group, %error, "cannot read epochs; trying again");
+                    self.try_again(consumer)?;
+                }
+            }
+        };
+        let committed = self.committed_offsets(consumer, list)?;
+        self.named(consumer, committed, &epochs)
+    }
+
+    /// Waits; none when there is nothing to try again for.
+    fn try_again(&self, consumer: &BaseConsumer<Self>) -> Option<()> {
+        if !self.shared.is_running() || consumer.assignment_lost() {
+            return None;
+        }
+        std::thread::sleep(CLAIM_RETRY_WAIT);
+        Some(())
+    }
+
     /// What Kafka holds; none once the assignment is not ours any more.
     fn committed_offsets(
         &self,
@@ -145,27 +181,26 @@ impl Rebalancer {
                 // Guessing here could overlook an operator's reset.
                 Err(error) => {
                     tracing::warn!(group = self.shared.group, %error, "cannot read committed offsets; trying again");
-                    if !self.shared.is_running() || consumer.assignment_lost() {
-                        return None;
-                    }
-                    std::thread::sleep(CLAIM_RETRY_WAIT);
+                    self.try_again(consumer)?;
                 }
             }
         }
     }
 
-    /// Gives the commits of others the names that the owner wants, in Kafka first: only a member of
-    /// the group's present generation can, so what a later owner reads is already named. None once
-    /// the assignment is not ours any more.
+    /// Gives the commits of others the names that the owner wants, in Kafka first: the broker takes
+    /// them from members of the group's present generation, so what a later owner reads is already
+    /// named. None once the assignment is not ours any more.
     fn named(
         &self,
         consumer: &BaseConsumer<Self>,
         mut committed: HashMap<TopicPartition, Committed>,
+        epochs: &HashMap<i32, i64>,
     ) -> Option<HashMap<TopicPartition, Committed>> {
         let mut renamed = TopicPartitionList::new();
         for (source, held) in &mut committed {
             let Some((offset, metadata)) = held else { continue };
-            let Some(name) = self.shared.owner.name_for(metadata) else { continue };
+            let epoch = epochs.get(&source.partition).copied().unwrap_or_default();
+            let Some(name) = self.shared.owner.name_for(metadata, epoch) else { continue };
             let mut element = renamed.add_partition(&source.topic, source.partition);
             element.set_offset(Offset::Offset(*offset)).ok()?;
             element.set_metadata(name.as_str());
@@ -174,13 +209,18 @@ impl Rebalancer {
         crate::crash_point!("consumer.before_naming");
         while renamed.count() > 0 {
             match consumer.commit(&renamed, CommitMode::Sync) {
-                Ok(()) => break,
+                Ok(()) => {
+                    tracing::info!(group = self.shared.group, commits = ?renamed, "operators' resets named");
+                    break;
+                }
+                Err(error) if error.rdkafka_error_code().is_some_and(|code| FENCED.contains(&code)) => {
+                    // The client learns it only after this callback: until then nothing is claimed.
+                    tracing::warn!(group = self.shared.group, %error, "not a member any more; claiming nothing");
+                    return None;
+                }
                 Err(error) => {
                     tracing::warn!(group = self.shared.group, %error, "cannot name a reset; trying again");
-                    if !self.shared.is_running() || consumer.assignment_lost() {
-                        return None;
-                    }
-                    std::thread::sleep(CLAIM_RETRY_WAIT);
+                    self.try_again(consumer)?;
                 }
             }
         }

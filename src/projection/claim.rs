@@ -3,6 +3,8 @@
 //! Runs on the consumer's thread, in a transaction of its own. Whoever claimed before is fenced off
 //! from the moment it commits.
 
+use std::collections::HashMap;
+
 use super::checkpoint::{self, Checkpoint};
 use super::peek::{self, Peek};
 use super::reset::{self, Start};
@@ -17,8 +19,16 @@ pub(super) struct CheckpointOwner<E: Send + Sync + 'static> {
 }
 
 impl<E: Send + Sync + 'static> PartitionOwner for CheckpointOwner<E> {
-    fn name_for(&self, metadata: &str) -> Option<String> {
-        reset::name_for(metadata)
+    fn epochs(&self) -> Result<HashMap<i32, i64>, ClaimError> {
+        let rows = run(async {
+            let client = self.projector.connect(LIVE).await?;
+            Ok(checkpoint::load(&client, self.projector.name(), LIVE).await?)
+        })?;
+        Ok(rows.iter().map(|row| (row.partition, row.epoch)).collect())
+    }
+
+    fn name_for(&self, metadata: &str, epoch: i64) -> Option<String> {
+        reset::name_for(metadata, epoch)
     }
 
     fn claim(
@@ -27,14 +37,18 @@ impl<E: Send + Sync + 'static> PartitionOwner for CheckpointOwner<E> {
         committed: Committed,
         watermarks: (i64, i64),
     ) -> Result<Claim, ClaimError> {
-        // A runtime of its own: a handler that blocks the projection's thread cannot hold up a rebalance.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| ClaimError::Transient(format!("cannot start a runtime: {error}")))?;
-        let outcome = runtime.block_on(self.claim_checkpoint(source.partition, &committed, watermarks));
-        outcome.map(|held| Claim { epoch: held.epoch, next_offset: held.next_offset, seq: held.seq }).map_err(classify)
+        let held = run(self.claim_checkpoint(source.partition, &committed, watermarks))?;
+        Ok(Claim { epoch: held.epoch, next_offset: held.next_offset, seq: held.seq })
     }
+}
+
+/// On a runtime of its own: a handler that blocks the projection's thread cannot hold up a rebalance.
+fn run<T>(work: impl Future<Output = Result<T, ProjectionLoopError>>) -> Result<T, ClaimError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ClaimError::Transient(format!("cannot start a runtime: {error}")))?;
+    runtime.block_on(work).map_err(classify)
 }
 
 fn classify(error: ProjectionLoopError) -> ClaimError {
@@ -64,8 +78,7 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         let held = checkpoint::take(&tx, projector.name(), partition).await?;
         let wish = reset::open_wish(&tx, projector, partition, committed).await?;
         let start = reset::decide(held.next_offset, wish, watermarks);
-        let name = wish.map(|(_, name)| name);
-        let moved = self.carry_out(&tx, start, held, watermarks, name).await?;
+        let moved = self.carry_out(&tx, start, held, watermarks).await?;
         crate::crash_point!("projection.claim.before_commit");
         let claimed = checkpoint::put(&tx, projector.name(), moved).await?;
         tx.commit().await.map_err(StoreError::at("commit a claim"))?;
@@ -79,7 +92,6 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         start: Start,
         held: Checkpoint,
         (first, end): (i64, i64),
-        name: Option<&str>,
     ) -> Result<Checkpoint, ProjectionLoopError> {
         let projector = &self.projector;
         match start {
@@ -87,17 +99,17 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
             Start::Here => {
                 let seq = self.seq_before(held.partition, held.next_offset, first, end)?;
                 if seq <= held.seq {
-                    return reset::stay(projector, tx, held, name).await;
+                    return reset::stay(projector, tx, held).await;
                 }
-                reset::backward(projector, tx, held, held.next_offset, seq, name).await
+                reset::backward(projector, tx, held, held.next_offset, seq).await
             }
             Start::Backward { target } => {
                 let seq = self.seq_before(held.partition, target, first, end)?;
-                reset::backward(projector, tx, held, target, seq, name).await
+                reset::backward(projector, tx, held, target, seq).await
             }
             Start::Forward { target } => {
                 let seq = self.seq_before(held.partition, target, first, end)?;
-                reset::forward(projector, tx, held, target, seq, name).await
+                reset::forward(projector, tx, held, target, seq).await
             }
             Start::Expired { first: target } => {
                 let seq = self.seq_before(held.partition, target, first, end)?.max(held.seq);

@@ -3,16 +3,15 @@
 //! Kafka's tool commits with empty metadata; our commits carry the epoch. PostgreSQL's checkpoint is
 //! authoritative in every other case.
 //!
-//! Exactly once: whoever finds such a commit first writes it back to Kafka with a name of its own
-//! (only a member of the group's present generation can); then one transaction carries it out and
-//! keeps the name in `throughline.projection_resets`. Killed before the name is written: nothing
-//! happened. Killed before the transaction commits: the same name is carried out next time. Killed
-//! after it, before a commit of ours follows in Kafka: the name is found, and nothing is repeated,
-//! however far the checkpoint has moved from the target. A later reset has no name yet, so it is
-//! another one, even to the same offset.
+//! Exactly once: whoever finds such a commit first writes it back to Kafka with the partition's epoch
+//! from before it was read; then one transaction carries it out, records the epoch it found, and
+//! raises it. A reset named with an epoch up to a recorded one is done. Killed before the name is
+//! written: nothing happened. Killed before the transaction commits: it is carried out next time.
+//! Killed after it, before a commit of ours follows in Kafka: it is found done, however far the
+//! checkpoint has moved from the target. A later reset has no name yet, so it gets a later epoch: it is
+//! another one, even to the same offset. A zombie's name, should the broker take it, comes too late.
 
 use tokio_postgres::Transaction;
-use uuid::Uuid;
 
 use super::checkpoint::Checkpoint;
 use super::{ProjectionLoopError, Projector, fill, park};
@@ -47,36 +46,40 @@ fn is_ours(metadata: &str) -> bool {
 }
 
 /// The name for a commit that is an operator's and has none yet.
-pub(super) fn name_for(metadata: &str) -> Option<String> {
-    let named = metadata.strip_prefix(NAMED).is_some_and(|id| Uuid::try_parse(id).is_ok());
-    (!is_ours(metadata) && !named).then(|| format!("{NAMED}{}", Uuid::new_v4()))
+pub(super) fn name_for(metadata: &str, epoch: i64) -> Option<String> {
+    (!is_ours(metadata) && named_epoch(metadata).is_none()).then(|| format!("{NAMED}{epoch}"))
 }
 
-/// What an operator wishes and nobody has carried out yet: the offset and the wish's name. Asked
-/// under the checkpoint's lock, in a statement after it, so that another claim's answer is seen.
-pub(super) async fn open_wish<'a, E: Send + Sync>(
+/// The epoch that a name tells; none where the metadata is no name.
+fn named_epoch(metadata: &str) -> Option<i64> {
+    metadata.strip_prefix(NAMED)?.parse().ok()
+}
+
+/// The offset that an operator wishes and nobody has gone to yet. Asked under the checkpoint's lock, in
+/// a statement after it, so that another claim's answer is seen.
+pub(super) async fn open_wish<E: Send + Sync>(
     tx: &Transaction<'_>,
     projector: &Projector<E>,
     partition: i32,
-    committed: &'a Committed,
-) -> Result<Option<(i64, &'a str)>, StoreError> {
+    committed: &Committed,
+) -> Result<Option<i64>, StoreError> {
     let Some((offset, name)) = committed.as_ref().filter(|(_, metadata)| !is_ours(metadata)) else { return Ok(None) };
     let carried_out: bool = tx
         .query_one(
             "select exists (select from throughline.projection_resets
-                            where name = $1 and partition = $2 and projection = $3)",
-            &[name, &partition, &projector.name()],
+                            where projection = $1 and partition = $2 and epoch >= $3)",
+            &[&projector.name(), &partition, &named_epoch(name).unwrap_or(i64::MAX)],
         )
         .await
         .map_err(StoreError::at("look whether a reset was carried out"))?
         .get(0);
-    Ok((!carried_out).then_some((*offset, name.as_str())))
+    Ok((!carried_out).then_some(*offset))
 }
 
 /// Decides from the checkpoint's offset, what an operator wishes, and what Kafka keeps.
-pub(super) fn decide(next_offset: i64, wish: Option<(i64, &str)>, (first, end): (i64, i64)) -> Start {
+pub(super) fn decide(next_offset: i64, wish: Option<i64>, (first, end): (i64, i64)) -> Start {
     match wish {
-        Some((offset, _)) => {
+        Some(offset) => {
             let target = offset.clamp(first, end);
             match target.cmp(&next_offset) {
                 std::cmp::Ordering::Less => Start::Backward { target },
@@ -96,7 +99,6 @@ pub(super) async fn backward<E: Send + Sync>(
     from: Checkpoint,
     target: i64,
     seq: i64,
-    name: Option<&str>,
 ) -> Result<Checkpoint, ProjectionLoopError> {
     for table in projector.projection.tables() {
         tx.execute(&format!("delete from {table} where partition = $1"), &[&from.partition])
@@ -106,7 +108,7 @@ pub(super) async fn backward<E: Send + Sync>(
     park::reopen_from(tx, &projector.group, from.partition, seq).await?;
     fill::fill(projector, tx, from.partition, 0, seq).await?;
     let moved = Checkpoint { next_offset: target, seq, ..from };
-    record(projector, tx, "backward", from, moved, name).await?;
+    record(projector, tx, "backward", from, moved).await?;
     Ok(moved)
 }
 
@@ -115,9 +117,8 @@ pub(super) async fn stay<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
     held: Checkpoint,
-    name: Option<&str>,
 ) -> Result<Checkpoint, ProjectionLoopError> {
-    record(projector, tx, "current", held, held, name).await?;
+    record(projector, tx, "current", held, held).await?;
     Ok(held)
 }
 
@@ -128,11 +129,10 @@ pub(super) async fn forward<E: Send + Sync>(
     from: Checkpoint,
     target: i64,
     seq: i64,
-    name: Option<&str>,
 ) -> Result<Checkpoint, ProjectionLoopError> {
     // A duplicate at the target may carry an older number than the one reached.
     let moved = Checkpoint { next_offset: target, seq: seq.max(from.seq), ..from };
-    record(projector, tx, "forward", from, moved, name).await?;
+    record(projector, tx, "forward", from, moved).await?;
     Ok(moved)
 }
 
@@ -142,7 +142,6 @@ async fn record<E: Send + Sync>(
     direction: &'static str,
     from: Checkpoint,
     to: Checkpoint,
-    name: Option<&str>,
 ) -> Result<(), StoreError> {
     tracing::warn!(
         projection = projector.name(),
@@ -158,7 +157,7 @@ async fn record<E: Send + Sync>(
         .increment(1);
     tx.execute(
         "insert into throughline.projection_resets
-             (projection, partition, direction, from_offset, from_seq, to_offset, to_seq, name)
+             (projection, partition, direction, from_offset, from_seq, to_offset, to_seq, epoch)
          values ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[
             &projector.name(),
@@ -168,7 +167,7 @@ async fn record<E: Send + Sync>(
             &from.seq,
             &to.next_offset,
             &to.seq,
-            &name,
+            &from.epoch,
         ],
     )
     .await
@@ -183,13 +182,13 @@ mod tests {
     #[test]
     fn only_foreign_metadata_is_given_a_name_and_once() {
         for ours in ["e=7", "e=0"] {
-            assert_eq!(name_for(ours), None, "{ours}");
+            assert_eq!(name_for(ours, 9), None, "{ours}");
         }
-        for foreign in ["", "someone's tool", "e=", "reset=", "reset=7"] {
-            let name = name_for(foreign).expect("an operator's");
-            assert_eq!(name_for(&name), None, "{name} is named");
+        for foreign in ["", "someone's tool", "e=", "reset=", "reset=x"] {
+            let name = name_for(foreign, 9).expect("an operator's");
+            assert_eq!(named_epoch(&name), Some(9));
+            assert_eq!(name_for(&name, 10), None, "{name} is named");
             assert!(!is_ours(&name), "{name} stays a wish");
-            assert_ne!(name_for(foreign), Some(name), "equal commits are told apart");
         }
         assert!(is_ours(&metadata(7)));
     }
@@ -198,15 +197,15 @@ mod tests {
     fn a_wish_says_where_to() {
         let kept = (0, 100);
         assert_eq!(decide(40, None, kept), Start::Resume, "none, deleted, or carried out");
-        assert_eq!(decide(40, Some((40, "")), kept), Start::Here);
-        assert_eq!(decide(40, Some((0, "")), kept), Start::Backward { target: 0 });
-        assert_eq!(decide(40, Some((100, "")), kept), Start::Forward { target: 100 });
+        assert_eq!(decide(40, Some(40), kept), Start::Here);
+        assert_eq!(decide(40, Some(0), kept), Start::Backward { target: 0 });
+        assert_eq!(decide(40, Some(100), kept), Start::Forward { target: 100 });
     }
 
     #[test]
     fn targets_stay_within_what_kafka_keeps() {
-        assert_eq!(decide(40, Some((3, "")), (20, 100)), Start::Backward { target: 20 });
-        assert_eq!(decide(40, Some((300, "")), (20, 100)), Start::Forward { target: 100 });
+        assert_eq!(decide(40, Some(3), (20, 100)), Start::Backward { target: 20 });
+        assert_eq!(decide(40, Some(300), (20, 100)), Start::Forward { target: 100 });
         assert_eq!(decide(40, None, (60, 100)), Start::Expired { first: 60 });
     }
 }

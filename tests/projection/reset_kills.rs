@@ -65,31 +65,43 @@ async fn a_skip_forward_survives_a_kill_anywhere() {
     assert!(resets(&bed, "backward").await > 0, "some partition had gone on from its target");
 }
 
-/// A member that sleeps with what it has read of the group, while another does the work: what it would
-/// write to Kafka on waking is refused there, so it neither hides a reset nor repeats one.
+/// A member that sleeps with what it has read of the group, while another does the work: what it writes
+/// to Kafka on waking, refused or not, neither hides a reset nor repeats one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_zombie_before_the_name_changes_nothing() {
     let mut bed = Bed::new().await;
     let mut seen: Vec<Stored> = bed.emit(&lives(63, 60)).await;
     run_until_caught_up(&bed).await;
-    bed.emit(&lives(64, 20)).await;
-    bed.reset(NAME, &ends(&bed)).await;
-    seen.extend(bed.emit(&lives(65, 20)).await);
-    let zombie = command(&bed, &RUN).env("THROUGHLINE_STOP_AT", "consumer.before_naming").spawn().expect("it starts");
-    until_stopped(&zombie).await;
-    let running = bed.start(NAME);
-    bed.caught_up(NAME).await;
-    assert_eq!(resets(&bed, "forward").await, i64::from(PARTITIONS));
-    wake(&zombie);
-    seen.extend(bed.emit(&lives(66, 20)).await);
-    bed.caught_up(NAME).await;
-    running.stop().await;
-    // The woken one is a member like any other: it takes over, from where the rows are.
-    seen.extend(bed.emit(&lives(67, 20)).await);
-    bed.caught_up(NAME).await;
-    stops(zombie).await;
-    assert_eq!((resets(&bed, "forward").await, resets(&bed, "backward").await), (i64::from(PARTITIONS), 0));
-    assert_same(&rows(&bed, NAME, "read").await, &fold(&bed, NAME, &seen));
+    // Woken beside the other, and when the other has left: then the broker takes what comes.
+    for (round, alone) in (1..).zip([false, true]) {
+        bed.emit(&lives(640 + round as u64, 20)).await;
+        bed.reset(NAME, &ends(&bed)).await;
+        seen.extend(bed.emit(&lives(650 + round as u64, 20)).await);
+        let mut zombie = command(&bed, &RUN);
+        zombie.env("THROUGHLINE_STOP_AT", "consumer.before_naming").env("RUST_LOG", "warn");
+        let zombie = zombie.stderr(std::process::Stdio::inherit()).spawn().expect("it starts");
+        until_stopped(&zombie).await;
+        let running = bed.start(NAME);
+        bed.caught_up(NAME).await;
+        assert_eq!(resets(&bed, "forward").await, round * i64::from(PARTITIONS));
+        if alone {
+            running.stop().await;
+            wake(&zombie);
+        } else {
+            wake(&zombie);
+            seen.extend(bed.emit(&lives(660 + round as u64, 20)).await);
+            bed.caught_up(NAME).await;
+            running.stop().await;
+        }
+        // The woken one is a member like any other: it takes over, from where the rows are.
+        seen.extend(bed.emit(&lives(670 + round as u64, 20)).await);
+        bed.caught_up(NAME).await;
+        stops(zombie).await;
+        run_until_caught_up(&bed).await;
+        assert_eq!(resets(&bed, "forward").await, round * i64::from(PARTITIONS), "alone: {alone}");
+        assert_eq!(resets(&bed, "backward").await, 0, "alone: {alone}: the skip was undone");
+        assert_same(&rows(&bed, NAME, "read").await, &fold(&bed, NAME, &seen));
+    }
 }
 
 async fn all_resets(bed: &Bed) -> i64 {

@@ -1,14 +1,13 @@
 -- An operator's reset is carried out once, and the generation kept for rollback has an end.
 
--- Kafka's tool writes the same commit for the same reset. So each is given a name of its own in
--- Kafka before anything else, and the name is kept with what was done.
-alter table throughline.projection_resets add column name text;
+-- Kafka's tool writes the same commit for the same reset. So each is named in Kafka with the epoch
+-- before it, and is done once a reset of that epoch or a later one is on record.
+alter table throughline.projection_resets add column epoch bigint;
 alter table throughline.projection_resets drop constraint projection_resets_direction_check;
 alter table throughline.projection_resets
     add constraint projection_resets_direction_check check (direction in ('backward', 'forward', 'current'));
-create unique index projection_resets_name on throughline.projection_resets (name, partition, projection);
-comment on column throughline.projection_resets.name is
-    'Metadata that the consumer group''s commit had when this was carried out; it is never carried out again';
+create index projection_resets_epoch on throughline.projection_resets (projection, partition, epoch);
+comment on column throughline.projection_resets.epoch is 'The checkpoint''s epoch until then; carrying out raised it';
 
 -- Drops the previous generations that were switched away from longer than keep ago. Returns the
 -- projections' names. Gives up at once (lock_timeout) rather than queue behind a reader, and leaves
