@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::bed::{Bed, PARTITIONS};
-use super::binary::{Ended, command, dies_at, ended, stops};
+use super::binary::{Ended, command, dies_at, ended, stops, until_stopped};
 use super::fold::{assert_same, fold, rows};
 use super::scenario::lives;
 
@@ -148,11 +148,12 @@ async fn killed_midway(bed: &Bed, name: &str) {
     let arguments = ["projection", "rebuild", name, "--yes"];
     dies_at(bed, &arguments, "projection.rebuild.after_chunk:2").await;
     until_unlocked(bed).await;
-    // From outside, at some moment of the fill; meanwhile a second one is refused.
-    let left_over = "(select max(epoch) from throughline.checkpoints where generation = 'read_next')";
-    let epoch = bed.number(&format!("select {left_over}")).await;
-    let mut running = command(bed, &arguments).spawn().expect("it starts");
-    bed.until(&format!("select {left_over} > {epoch}")).await;
+    // From outside, in the middle of the fill; meanwhile a second one is refused.
+    let mut running = command(bed, &arguments)
+        .env("THROUGHLINE_STOP_AT", "projection.rebuild.after_chunk")
+        .spawn()
+        .expect("it starts");
+    until_stopped(&running).await;
     let second = rebuild(bed, name).await;
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.stderr.contains("a rebuild, rollback or replay of it is running"), "{second:?}");
