@@ -210,7 +210,7 @@ impl Bed {
     }
 
     /// Every event of the store, whoever appended it; in order within each partition.
-    pub async fn from_store(&self) -> Vec<Stored> {
+    pub async fn stored(&self) -> Vec<Stored> {
         let rows = self
             .owner
             .query(

@@ -224,6 +224,6 @@ async fn settle(bed: &mut Bed, name: &str, placed: u64) {
     let commands = 2 * placed + placed - placed.div_ceil(3);
     bed.until(&format!("select count(*) = {commands} from throughline.commands")).await;
     bed.caught_up(name).await;
-    bed.log = bed.from_store().await;
+    bed.log = bed.stored().await;
     assert!(bed.log.len() as u64 > commands, "{PARTITIONS} partitions of history and load");
 }
