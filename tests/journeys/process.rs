@@ -71,8 +71,7 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
-        let id = self.child.id().expect("the process still runs");
-        kill(Pid::from_raw(i32::try_from(id).expect("a process id")), signal).expect("signal the process");
+        kill(Pid::from_raw(i32::try_from(self.id()).expect("a process id")), signal).expect("signal the process");
     }
 
     /// SIGKILL, and waits for the end.
@@ -86,17 +85,32 @@ impl Process {
         self.signal(Signal::SIGSTOP);
     }
 
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("the process still runs")
+    }
+
+    /// SIGTERM, without waiting for what follows.
+    pub fn ask_to_stop(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
     /// SIGCONT.
     pub fn wake(&self) {
         self.signal(Signal::SIGCONT);
     }
 
     /// SIGTERM; the exit code.
-    pub async fn terminate(mut self) -> i32 {
-        self.signal(Signal::SIGTERM);
-        let status = tokio::time::timeout(Duration::from_secs(25), self.child.wait()).await.unwrap_or_else(|_| {
-            panic!("no end within 25 s of SIGTERM; log:\n{}", self.lines.lock().unwrap().join("\n"))
-        });
+    pub async fn terminate(self) -> i32 {
+        self.ask_to_stop();
+        self.ended().await
+    }
+
+    /// Waits for the end; the exit code.
+    pub async fn ended(mut self) -> i32 {
+        let status = tokio::time::timeout(Duration::from_secs(25), self.child.wait())
+            .await
+            .unwrap_or_else(|_| panic!("no end within 25 s; log:\n{}", self.lines.lock().unwrap().join("\n")));
         let code = status.expect("the process ends").code().unwrap_or(-1);
         if code != 0 {
             eprintln!("it ended with {code}; log:\n{}", self.lines.lock().unwrap().join("\n"));
@@ -119,7 +133,16 @@ impl Process {
 
     /// The address that the API listens on.
     pub async fn http_url(&self) -> String {
-        let line = self.logged("api listens").await;
+        self.url_of("api").await
+    }
+
+    /// The address that the admin port listens on.
+    pub async fn admin_url(&self) -> String {
+        self.url_of("admin").await
+    }
+
+    async fn url_of(&self, listener: &str) -> String {
+        let line = self.logged(&format!("{listener} listens")).await;
         let address = line.split("address=").nth(1).expect("the line names the address");
         format!("http://{}", address.split_whitespace().next().unwrap_or_default())
     }
