@@ -100,7 +100,7 @@ impl Loaded {
     }
 
     /// Starts a processor: what was accepted, and nothing else, is decided.
-    async fn is_decided(self) {
+    async fn gets_decided(self) {
         let accepted = self.accepted();
         let client = self.harness.client().await;
         let counted = || async {
@@ -143,7 +143,7 @@ async fn reject(span: Duration) {
     let refused = flood.count(50).await;
     assert!(refused.iter().all(|one| one.reply.status == 503 && one.reply.retry_after.is_some()), "{refused:?}");
     assert_eq!(other.terminate().await, 0);
-    loaded.is_decided().await;
+    loaded.gets_decided().await;
 }
 
 /// Blocks for the configured wait, then refuses.
@@ -155,7 +155,7 @@ async fn wait(span: Duration) {
     let hasty = loaded.refused().find(|one| one.reply.took < WAIT);
     assert!(hasty.is_none(), "refused before the wait was over: {hasty:?}");
     loaded.memory_is_flat();
-    loaded.is_decided().await;
+    loaded.gets_decided().await;
 }
 
 /// Accepts everything, far beyond the limit.
@@ -164,7 +164,7 @@ async fn overflow(span: Duration) {
     assert_eq!(loaded.refused().count(), 0, "{:?}", loaded.refused().next());
     assert!(loaded.accepted().len() > 2 * QUEUE, "the load must go beyond the limit");
     loaded.memory_is_flat();
-    loaded.is_decided().await;
+    loaded.gets_decided().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
