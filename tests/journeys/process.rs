@@ -1,6 +1,7 @@
 //! Processes of the real binary, as an operator starts, stops and kills them.
 
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::harness::{Harness, eventually};
 pub struct Process {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
+    ended: Arc<AtomicBool>,
 }
 
 /// A command of ours with this test's environment.
@@ -61,13 +63,15 @@ impl Process {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the process starts");
         let lines = Arc::new(Mutex::new(Vec::new()));
         let mut reader = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
-        let gathered = lines.clone();
+        let ended = Arc::new(AtomicBool::new(false));
+        let (gathered, ends) = (lines.clone(), ended.clone());
         tokio::spawn(async move {
             while let Ok(Some(line)) = reader.next_line().await {
                 gathered.lock().unwrap().push(line);
             }
+            ends.store(true, Ordering::Release);
         });
-        Self { child, lines }
+        Self { child, lines, ended }
     }
 
     fn signal(&self, signal: Signal) {
@@ -121,7 +125,12 @@ impl Process {
     /// Waits for a log line that contains `text`; the line.
     pub async fn logged(&self, text: &str) -> String {
         eventually(&format!("a log line with `{text}`"), || async {
-            self.lines.lock().unwrap().iter().find(|line| line.contains(text)).cloned()
+            // In this order: what is logged before the end is in the lines then.
+            let ended = self.ended.load(Ordering::Acquire);
+            let lines = self.lines.lock().unwrap();
+            let found = lines.iter().find(|line| line.contains(text)).cloned();
+            assert!(found.is_some() || !ended, "the process ended before it logged `{text}`:\n{}", lines.join("\n"));
+            found
         })
         .await
     }
