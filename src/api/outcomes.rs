@@ -164,7 +164,8 @@ impl Drop for Waiter {
 }
 
 /// Outcomes decided lately. Who waits has handed the command over just now, and older outcomes were
-/// looked up before; the bound keeps the look within the newest time partitions.
+/// looked up before; the bound keeps the look within the newest time partitions, and the lateral
+/// within the key: a join would be planned for an empty table, and walk it once it is full.
 async fn decided(
     database: &Database,
     events_topic: &str,
@@ -178,9 +179,11 @@ async fn decided(
                     c.partition, c.seq, c.correlation_id, c.decided_at
              from throughline.topics t
              cross join unnest($2::int[], $3::uuid[]) asked (partition, command_id)
-             join throughline.commands c
-               on c.partition = asked.partition and c.topic = t.id and c.command_id = asked.command_id
-              and c.decided_at > now() - interval '1 hour'
+             cross join lateral (
+                 select * from throughline.commands c
+                 where c.partition = asked.partition and c.topic = t.id and c.command_id = asked.command_id
+                   and c.decided_at > now() - interval '1 hour'
+                 order by c.decided_at limit 1) c
              where t.name = $1",
         )
         .await

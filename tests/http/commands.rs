@@ -200,3 +200,36 @@ async fn a_wait_that_runs_out_is_answered_202_and_lanes_are_topics() {
     processor.stop().await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looks_for_outcomes_read_what_they_find_also_in_a_young_table() {
+    let harness = Harness::new("http_young").await;
+    let server = Server::start(&harness, &["api", "processor"]).await;
+    // Plans are made while the table is empty, and kept while it fills. No analyze ever comes.
+    let owner = harness.client().await;
+    let partitions = "select format('alter table %s set (autovacuum_enabled = off)', inhrelid::regclass)
+                      from pg_inherits where inhparent = 'throughline.commands'::regclass";
+    for row in owner.query(partitions, &[]).await.unwrap() {
+        owner.batch_execute(row.get(0)).await.unwrap();
+    }
+    const WRITES: i64 = 60;
+    for number in 0..WRITES {
+        // Keyed: looked up before, waited for, and looked up by the caller.
+        let keyed = server.post("/api/orders/sync", &an_order()).header("Idempotency-Key", format!("young-{number}"));
+        let written = Answer::of(keyed.send().await.unwrap()).await;
+        assert_eq!(written.status, 201, "{written:?}");
+        let status = server.read(&format!("/api/commands/{}", written.text("commandId"))).await;
+        assert_eq!(status.text("status"), "accepted");
+    }
+    server.stop().await;
+    let read = "select coalesce(sum(seq_tup_read), 0)::bigint, coalesce(sum(idx_tup_fetch), 0)::bigint
+                from pg_stat_user_tables where relname like 'commands_2%'";
+    // Sessions report what they read when they end.
+    let (walked, fetched) = eventually("statistics", || async {
+        let row = owner.query_one(read, &[]).await.unwrap();
+        let (walked, fetched): (i64, i64) = (row.get(0), row.get(1));
+        (walked + fetched >= 2 * WRITES).then_some((walked, fetched))
+    })
+    .await;
+    assert!(walked == 0 && fetched <= 4 * WRITES, "{walked} rows walked, {fetched} fetched for {WRITES} commands");
+}
