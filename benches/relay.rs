@@ -21,6 +21,7 @@ use harness::Harness;
 use rdkafka::ClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use throughline::health::Health;
 use throughline::kafka::{Record, client};
 use throughline::relay;
 use throughline::settings::Settings;
@@ -149,7 +150,8 @@ type Running = tokio::task::JoinHandle<Result<(), relay::RelayError>>;
 
 fn start(settings: &Settings) -> (Running, CancellationToken) {
     let stop = CancellationToken::new();
-    let running = tokio::spawn(relay::run(Arc::new(settings.clone()), Arc::new(Notify::new()), stop.clone()));
+    let health = Health::new(Duration::MAX);
+    let running = tokio::spawn(relay::run(Arc::new(settings.clone()), Arc::new(Notify::new()), health, stop.clone()));
     (running, stop)
 }
 

@@ -25,6 +25,7 @@
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
 //! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
+//! | [`health`] | which loops live and are ready; the loops tell | nothing of ours |
 //!
 //! # Invariants
 //! 1. One outcome per command id; a command delivered twice acts once: its id, its events and the
@@ -44,6 +45,7 @@ pub mod avro;
 pub mod cli;
 pub mod crash;
 pub mod engine;
+pub mod health;
 pub mod kafka;
 pub mod orders;
 pub mod processor;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use harness::{Harness, eventually};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use throughline::health::Health;
 use throughline::relay;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +39,9 @@ async fn a_failing_broker_causes_no_hole_and_no_inversion() {
     }
     harness.settings.kafka.brokers = cluster.bootstrap_servers();
     let stop = CancellationToken::new();
-    let running = tokio::spawn(relay::run(Arc::new(harness.settings.clone()), Arc::new(Notify::new()), stop.clone()));
+    let health = Health::new(Duration::MAX);
+    let running =
+        tokio::spawn(relay::run(Arc::new(harness.settings.clone()), Arc::new(Notify::new()), health, stop.clone()));
 
     let mut last = 0;
     let errors = RETRIABLE.iter().chain(&FINAL);

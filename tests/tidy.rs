@@ -11,15 +11,16 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("engine", &[][..]),
         ("crash", &[]),
+        ("health", &[]),
         ("settings", &[]),
         ("store", &["settings", "crash"]),
         ("kafka", &["settings", "engine", "crash"]),
         ("avro", &["engine", "settings", "store"]),
         ("orders", &["engine", "avro", "api", "store", "settings"]),
-        ("processor", &["engine", "settings", "store", "kafka", "avro", "crash"]),
-        ("relay", &["engine", "settings", "store", "kafka", "avro", "crash"]),
-        ("projection", &["engine", "settings", "store", "kafka", "avro", "crash"]),
-        ("api", &["engine", "settings", "store", "kafka", "avro", "crash"]),
+        ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
+        ("relay", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
+        ("projection", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
+        ("api", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
     ])
 }
 

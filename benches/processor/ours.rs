@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use throughline::app::install;
+use throughline::health::Health;
 use throughline::orders::OrdersContext;
 use throughline::processor;
 use tokio::sync::Notify;
@@ -23,8 +24,14 @@ pub async fn processor(harness: &Harness, workload: &Workload, machine: &Machine
     let codec = install::orders_codec(&settings).await.expect("codec");
     let shutdown = CancellationToken::new();
     let wake = Arc::new(Notify::new());
-    let running =
-        tokio::spawn(processor::run::<OrdersContext>(Arc::new(settings), codec, wake.clone(), shutdown.clone()));
+    let health = Health::new(Duration::MAX);
+    let running = tokio::spawn(processor::run::<OrdersContext>(
+        Arc::new(settings),
+        codec,
+        wake.clone(),
+        health,
+        shutdown.clone(),
+    ));
     let total = workload.items.len();
     let mut from = None;
     let to = loop {

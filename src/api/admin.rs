@@ -14,9 +14,9 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::health::{Check, Health};
 use super::problem::{METHOD_NOT_ALLOWED, NOT_FOUND, Problem};
 use super::server::{ApiError, serve};
+use crate::health::{Check, Health};
 use crate::settings::Settings;
 
 /// Upper bounds of every histogram of seconds.
@@ -28,7 +28,7 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 struct Admin {
     health: Arc<Health>,
     metrics: PrometheusHandle,
-    shutdown: CancellationToken,
+    stopping: CancellationToken,
 }
 
 static METRICS: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
@@ -48,11 +48,13 @@ pub fn install_metrics() -> Result<PrometheusHandle, ApiError> {
     METRICS.get_or_init(install).clone().map_err(ApiError::Metrics)
 }
 
-/// Serves until cancelled, and a moment longer: `/readyz` says no first, then the loops stop.
+/// Serves until `shutdown`. `/readyz` says no from `stopping` on, which comes earlier: whoever sends
+/// requests here has time to look elsewhere before one is refused.
 pub async fn run(
     settings: Arc<Settings>,
     health: Arc<Health>,
     metrics: PrometheusHandle,
+    stopping: CancellationToken,
     shutdown: CancellationToken,
 ) -> Result<(), ApiError> {
     let listen = settings.http.admin_listen;
@@ -68,7 +70,7 @@ pub async fn run(
             upkeep.run_upkeep();
         }
     });
-    let admin = Admin { health, metrics, shutdown: shutdown.clone() };
+    let admin = Admin { health, metrics, stopping };
     let served = serve(router(admin), ("admin", listen), None, Duration::from_millis(200), shutdown).await;
     upkeep.abort();
     served
@@ -90,25 +92,27 @@ async fn livez(State(admin): State<Admin>, query: RawQuery) -> Response {
 }
 
 async fn readyz(State(admin): State<Admin>, query: RawQuery) -> Response {
-    let mut checks = admin.health.readiness();
-    let stopping = admin.shutdown.is_cancelled();
+    let mut checks = begun(admin.health.readiness());
+    let stopping = admin.stopping.is_cancelled();
     checks.push(Check { name: "shutdown".into(), ok: !stopping, reason: stopping.then(|| "shutting down".into()) });
-    if checks.len() == 1 {
-        checks.push(Check { name: "start".into(), ok: false, reason: Some("nothing has started yet".into()) });
-    }
     answer(&checks, &query)
 }
 
-/// Started = every component was ready at this moment or is alive at all.
+/// Started = every loop has told what it can do at least once, ready or not. Stays so.
 async fn startupz(State(admin): State<Admin>, query: RawQuery) -> Response {
-    let mut checks = admin.health.liveness();
+    answer(&begun(admin.health.startup()), &query)
+}
+
+/// No loop at all is a process that has not begun.
+fn begun(mut checks: Vec<Check>) -> Vec<Check> {
     if checks.is_empty() {
         checks.push(Check { name: "start".into(), ok: false, reason: Some("nothing has started yet".into()) });
     }
-    answer(&checks, &query)
+    checks
 }
 
 async fn metrics_text(State(admin): State<Admin>) -> Response {
+    admin.health.publish();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
 }
 

@@ -11,8 +11,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::outcomes::IDLE_TURN;
 use super::problem::{INVALID_CONSISTENCY_TOKEN, Problem};
 use crate::engine::Position;
+use crate::health::Heartbeat;
 use crate::settings::Settings;
 use crate::store::{Database, StoreError};
 
@@ -113,15 +115,19 @@ impl Checkpoints {
     }
 
     /// Looks while somebody waits, until cancelled.
-    pub async fn run(self: Arc<Self>, database: Database, shutdown: CancellationToken) {
+    pub async fn run(self: Arc<Self>, database: Database, heartbeat: Heartbeat, shutdown: CancellationToken) {
         let mut pause = self.poll_min;
         let mut failing = false;
+        // Ready for good: whether the database answers, the admission's loop tells.
+        heartbeat.ready();
         while !shutdown.is_cancelled() {
+            heartbeat.beat();
             if self.waiting.load(Ordering::Relaxed) == 0 {
                 pause = self.poll_min;
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = self.arrived.notified() => {}
+                    () = tokio::time::sleep(IDLE_TURN) => continue,
                 }
             }
             match standing(&database).await {

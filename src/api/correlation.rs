@@ -1,14 +1,17 @@
 //! One id a request: taken from `X-Correlation-ID` or made, echoed, put on the span and into records.
 //!
-//! Outermost layer of the server; everything within reads the id by [`current`].
+//! Outermost layer of the server; everything within reads the id by [`current`]. A command whose caller
+//! chose its command id and named no correlation id gets one that follows from the command id ([`adopt`]):
+//! a retry is answered the same, and the id is the one that the events carry.
 
+use std::cell::RefCell;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::problem::{INVALID_REQUEST, Problem};
@@ -17,13 +20,32 @@ use crate::kafka::headers::TEXT_HEADER_BYTES_MAX;
 /// Request and answer header.
 pub const CORRELATION_HEADER: HeaderName = HeaderName::from_static("x-correlation-id");
 
+/// The correlation of one request.
+struct Correlation {
+    id: RefCell<String>,
+    /// The caller named the id: it stays.
+    named: bool,
+    span: Span,
+}
+
 tokio::task_local! {
-    static CORRELATION_ID: String;
+    static CORRELATION: Correlation;
 }
 
 /// The id of the request at hand; empty outside of one.
 pub fn current() -> String {
-    CORRELATION_ID.try_with(Clone::clone).unwrap_or_default()
+    CORRELATION.try_with(|correlation| correlation.id.borrow().clone()).unwrap_or_default()
+}
+
+/// Makes `id` the request's, unless its caller named another.
+pub fn adopt(id: &str) {
+    // Outside of a request there is nothing to change.
+    let _ = CORRELATION.try_with(|correlation| {
+        if !correlation.named && *correlation.id.borrow() != id {
+            correlation.span.record("correlation_id", id);
+            id.clone_into(&mut correlation.id.borrow_mut());
+        }
+    });
 }
 
 /// Layer: fixes the id, measures the request, and echoes the id on whatever is answered.
@@ -35,11 +57,8 @@ pub async fn layer(request: Request, next: Next) -> Response {
         .get::<MatchedPath>()
         .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
     let taken = request.headers().get(CORRELATION_HEADER).map(accept);
-    let (id, refused) = match taken {
-        Some(Some(id)) => (id, false),
-        Some(None) => (Uuid::now_v7().to_string(), true),
-        None => (Uuid::now_v7().to_string(), false),
-    };
+    let (named, refused) = (matches!(taken, Some(Some(_))), matches!(taken, Some(None)));
+    let id = taken.flatten().unwrap_or_else(|| Uuid::now_v7().to_string());
     let span = tracing::info_span!("http", %method, route, correlation_id = id);
     let answer = async {
         if refused {
@@ -48,7 +67,12 @@ pub async fn layer(request: Request, next: Next) -> Response {
         }
         next.run(request).await
     };
-    let mut response = CORRELATION_ID.scope(id.clone(), answer).instrument(span).await;
+    let correlation = Correlation { id: RefCell::new(id), named, span: span.clone() };
+    let answer = async {
+        let response = answer.await;
+        (response, current())
+    };
+    let (mut response, id) = CORRELATION.scope(correlation, answer).instrument(span).await;
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(CORRELATION_HEADER, value);
     }

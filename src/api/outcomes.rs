@@ -12,9 +12,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::engine::destination_partition;
+use crate::health::Heartbeat;
 use crate::settings::Settings;
 use crate::store::commands::Outcome;
 use crate::store::{Database, StoreError, commands};
+
+/// A turn of a poller that nobody waits for.
+pub(super) const IDLE_TURN: Duration = Duration::from_secs(1);
 
 /// The waiters of one server.
 pub struct Outcomes {
@@ -68,10 +72,19 @@ impl Outcomes {
     }
 
     /// Serves the waiters until cancelled. `events_topic` is the destination whose outcomes count.
-    pub async fn run(self: Arc<Self>, database: Database, events_topic: String, shutdown: CancellationToken) {
+    pub async fn run(
+        self: Arc<Self>,
+        database: Database,
+        events_topic: String,
+        heartbeat: Heartbeat,
+        shutdown: CancellationToken,
+    ) {
         let mut pause = self.poll_min;
         let mut failing = false;
+        // Ready for good: whether the database answers, the admission's loop tells.
+        heartbeat.ready();
         loop {
+            heartbeat.beat();
             let (ids, partitions) = self.asked();
             metrics::gauge!("throughline_http_sync_waiters").set(ids.len() as f64);
             if ids.is_empty() {
@@ -79,6 +92,8 @@ impl Outcomes {
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = self.arrived.notified() => continue,
+                    // Nobody waits: a look at the clock, for the heartbeat's sake.
+                    () = tokio::time::sleep(IDLE_TURN) => continue,
                 }
             }
             match decided(&database, &events_topic, &partitions, &ids).await {
@@ -149,7 +164,8 @@ impl Drop for Waiter {
 }
 
 /// Outcomes decided lately. Who waits has handed the command over just now, and older outcomes were
-/// looked up before; the bound keeps the look within the newest time partitions.
+/// looked up before; the bound keeps the look within the newest time partitions, and the lateral
+/// within the key: a join would be planned for an empty table, and walk it once it is full.
 async fn decided(
     database: &Database,
     events_topic: &str,
@@ -163,9 +179,11 @@ async fn decided(
                     c.partition, c.seq, c.correlation_id, c.decided_at
              from throughline.topics t
              cross join unnest($2::int[], $3::uuid[]) asked (partition, command_id)
-             join throughline.commands c
-               on c.partition = asked.partition and c.topic = t.id and c.command_id = asked.command_id
-              and c.decided_at > now() - interval '1 hour'
+             cross join lateral (
+                 select * from throughline.commands c
+                 where c.partition = asked.partition and c.topic = t.id and c.command_id = asked.command_id
+                   and c.decided_at > now() - interval '1 hour'
+                 order by c.decided_at limit 1) c
              where t.name = $1",
         )
         .await

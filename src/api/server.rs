@@ -21,11 +21,11 @@ use super::admission::{Admission, Sampler, drain};
 use super::auth::{self, AuthError, Authenticator};
 use super::consistency::Checkpoints;
 use super::handover::Handover;
-use super::health::{Health, Heartbeat};
 use super::outcomes::Outcomes;
 use super::problem::{INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED, Problem, REQUEST_TIMEOUT};
 use super::rate_limit::RateLimiter;
 use super::{Api, Kind, correlation, openapi};
+use crate::health::{Health, Heartbeat};
 use crate::kafka::KafkaError;
 use crate::kafka::topics::TopicNames;
 use crate::settings::{HttpSettings, Settings};
@@ -78,7 +78,6 @@ pub async fn run(
     health: Arc<Health>,
     shutdown: CancellationToken,
 ) -> Result<(), ApiError> {
-    let heartbeat = health.register("api", None);
     let http = &settings.http;
     let authenticator = Arc::new(Authenticator::new(&http.auth)?);
     if !http.listen.ip().is_loopback() && !authenticator.is_configured() {
@@ -95,10 +94,15 @@ pub async fn run(
     // Also when this future is dropped: the drainer's thread hears of nothing else.
     let _end_of_helpers = helpers.clone().drop_guard();
     let tasks = [
-        tokio::spawn(sampler.run(heartbeat, helpers.clone())),
-        tokio::spawn(api.outcomes.clone().run(background.clone(), api.names.events(), helpers.clone())),
-        tokio::spawn(api.checkpoints.clone().run(background, helpers.clone())),
-        tokio::spawn(keep_draining(api.clone(), health.register("api overflow", None), helpers.clone())),
+        tokio::spawn(sampler.run(health.register("api"), helpers.clone())),
+        tokio::spawn(api.outcomes.clone().run(
+            background.clone(),
+            api.names.events(),
+            health.register("api outcomes"),
+            helpers.clone(),
+        )),
+        tokio::spawn(api.checkpoints.clone().run(background, health.register("api checkpoints"), helpers.clone())),
+        tokio::spawn(keep_draining(api.clone(), health.register("api overflow"), helpers.clone())),
     ];
     let router = router(api.clone(), routes, others, refusals, authenticator);
     let wait = Duration::from_millis(http.shutdown_wait_ms);
@@ -179,10 +183,10 @@ async fn bound_time(State(timeout): State<Duration>, request: Request, next: Nex
 /// Runs the drainer for as long as the server runs, again after each failure.
 async fn keep_draining(api: Arc<Api>, heartbeat: Heartbeat, shutdown: CancellationToken) {
     while !shutdown.is_cancelled() {
-        heartbeat.ready();
-        let (api, stop) = (api.clone(), shutdown.clone());
+        let (api, stop, beat) = (api.clone(), shutdown.clone(), heartbeat.clone());
         let drained =
-            tokio::task::spawn_blocking(move || drain(&api.settings, &api.names, api.admission.clone(), stop)).await;
+            tokio::task::spawn_blocking(move || drain(&api.settings, &api.names, api.admission.clone(), beat, stop))
+                .await;
         match drained {
             Ok(Ok(())) => return,
             Ok(Err(error)) => {

@@ -13,6 +13,7 @@ use super::envelope::Envelope;
 use super::handover::CommandRecord;
 use super::problem::{COMMAND_ID_REUSED, Problem, RATE_LIMITED, VERSION_MISMATCH};
 use super::{Api, correlation};
+use crate::engine::ids::correlation_id_of_command;
 use crate::store::StoreError;
 use crate::store::commands::{self, Outcome};
 
@@ -33,8 +34,8 @@ pub struct Submission<'a> {
 /// What became of a submission.
 #[derive(Debug)]
 pub enum Submitted {
-    /// Kafka holds it; the outcome is not known yet.
-    Accepted,
+    /// Kafka holds it; the outcome is not known yet. With the correlation id that it travels under.
+    Accepted { correlation_id: String },
     /// It was decided, and not refused.
     Decided(Box<Outcome>),
 }
@@ -50,15 +51,18 @@ impl Api {
             metrics::counter!("throughline_http_rate_limited_total").increment(1);
             Problem::new(RATE_LIMITED, "this caller sends more commands a second than it may").retry_after(seconds)
         })?;
-        if submission.repeatable
-            && let Some(outcome) = self.decided_before(&submission).await?
-        {
-            check_payload(&outcome, value)?;
-            return match submission.wait {
-                // The first try was answered 202, and so is its repetition.
-                None => Ok(Submitted::Accepted),
-                Some(_) => conclude(outcome, envelope),
-            };
+        if submission.repeatable {
+            // Before the look, so that also its problems carry the id.
+            correlation::adopt(&correlation_id_of_command(command_id).to_string());
+            if let Some(outcome) = self.decided_before(&submission).await? {
+                check_payload(&outcome, value)?;
+                correlation::adopt(&outcome.correlation_id);
+                return match submission.wait {
+                    // The first try was answered 202, and so is its repetition.
+                    None => Ok(Submitted::Accepted { correlation_id: outcome.correlation_id }),
+                    Some(_) => conclude(outcome, envelope),
+                };
+            }
         }
         let waiter = submission.wait.and_then(|wait| Some((wait, self.outcomes.register(command_id, stream_id)?)));
         let correlation_id = correlation::current();
@@ -74,9 +78,9 @@ impl Api {
             principal: envelope.caller.principal.as_deref(),
         };
         self.handover.hand_over(permit, record).await?;
-        let Some((wait, waiter)) = waiter else { return Ok(Submitted::Accepted) };
+        let Some((wait, waiter)) = waiter else { return Ok(Submitted::Accepted { correlation_id }) };
         let Some(outcome) = waiter.wait(wait.saturating_sub(handed_at.elapsed())).await else {
-            return Ok(Submitted::Accepted);
+            return Ok(Submitted::Accepted { correlation_id });
         };
         check_payload(&outcome, value)?;
         metrics::histogram!("throughline_http_sync_seconds").record(handed_at.elapsed());

@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use tokio::sync::Notify;
 
 use super::lifecycle::Lifecycle;
 use super::{install, maintenance};
-use crate::api::{self, ContextApi, Health};
+use crate::api::{self, ContextApi};
 use crate::avro;
+use crate::health::Health;
 use crate::orders::{self, OrdersContext};
 use crate::settings::{HttpSettings, Settings};
 use crate::store::{Database, DatabaseRole};
@@ -77,30 +79,30 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
     let names = install::orders_topics(&settings);
     let codec = install::orders_codec(&settings).await?;
     let wake = Arc::new(Notify::new());
-    let health = Health::new();
+    let health = Health::new(Duration::from_millis(settings.http.heartbeat_silence_max_ms));
     start_admin(&settings, &health, lifecycle)?;
     for role in roles {
         let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
-        if *role != Role::Api {
-            // A loop is ready once it runs: what it lacks it waits for, and what it cannot wait for
-            // ends the process. The API tells by itself.
-            health.register(role.to_string(), None).ready();
-        }
+        let health = health.clone();
         match role {
-            Role::Processor => lifecycle
-                .spawn("processor", processor::run::<OrdersContext>(settings, codec.clone(), wake.clone(), shutdown)),
+            Role::Processor => lifecycle.spawn(
+                "processor",
+                processor::run::<OrdersContext>(settings, codec.clone(), wake.clone(), health, shutdown),
+            ),
             Role::Relay => {
-                lifecycle.spawn("relay", relay::run(settings.clone(), wake.clone(), shutdown.clone()));
+                lifecycle.spawn("relay", relay::run(settings.clone(), wake.clone(), health, shutdown.clone()));
                 lifecycle.spawn("maintenance", maintenance::run(settings, shutdown));
             }
             Role::Projection(name) => {
                 for projection in orders::projections::all().into_iter().filter(|one| one.name() == name) {
-                    let loop_ =
-                        projection::run(settings.clone(), names.clone(), projection, codec.clone(), shutdown.clone());
+                    let (settings, names, codec) = (settings.clone(), names.clone(), codec.clone());
+                    let loop_ = projection::run(settings, names, projection, codec, health.clone(), shutdown.clone());
                     lifecycle.spawn(format!("projection {name}"), loop_);
                 }
             }
             Role::Api => {
+                // Only the API has callers who must look elsewhere first.
+                lifecycle.give_notice(Duration::from_millis(settings.http.shutdown_notice_ms));
                 let reader = Database::new(&settings.database, &DatabaseRole::Reader)?;
                 let context = ContextApi {
                     names: names.clone(),
@@ -108,7 +110,7 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                     refusals: orders::routes::REFUSALS,
                     others: avro::registry_routes(reader),
                 };
-                lifecycle.spawn("api", api::run(settings, context, health.clone(), shutdown));
+                lifecycle.spawn("api", api::run(settings, context, health, shutdown));
             }
         }
     }
@@ -124,6 +126,7 @@ fn start_admin(settings: &Arc<Settings>, health: &Arc<Health>, lifecycle: &Lifec
         Arc::make_mut(&mut settings).http.admin_listen.set_port(0);
     }
     let metrics = api::install_metrics()?;
-    lifecycle.spawn("admin", api::admin::run(settings, health.clone(), metrics, lifecycle.shutdown()));
+    let (stopping, shutdown) = (lifecycle.stopping(), lifecycle.shutdown());
+    lifecycle.spawn("admin", api::admin::run(settings, health.clone(), metrics, stopping, shutdown));
     Ok(())
 }

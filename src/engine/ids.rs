@@ -36,6 +36,11 @@ pub fn id_of_idempotency_key(caller: &str, purpose: &str, key: &str) -> Uuid {
     Uuid::new_v5(&NAMESPACE, name.as_bytes())
 }
 
+/// The correlation id of a command whose sender chose its command id and named none.
+pub fn correlation_id_of_command(command_id: Uuid) -> Uuid {
+    Uuid::new_v5(&NAMESPACE, format!("correlation/{command_id}").as_bytes())
+}
+
 /// The partition of `stream_id` among `partitions`, as Kafka's Java default partitioner computes it
 /// for the id's text form: `toPositive(murmur2(key)) mod N`.
 pub fn destination_partition(stream_id: Uuid, partitions: i32) -> i32 {

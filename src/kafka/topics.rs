@@ -1,6 +1,6 @@
 //! Topics: which there are, how they are shaped, created and checked.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -137,7 +137,32 @@ pub async fn apply(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<
             }
         }
     }
+    until_visible(settings, &admin, specs, wait).await?;
     Ok(created)
+}
+
+/// Between two looks for topics that were created.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Waits until the broker shows the topics: a busy one tells of a new topic later than it creates
+/// it, and whoever looks in between takes it for missing. What [`check`] finds after `wait` stands.
+async fn until_visible(
+    settings: &KafkaSettings,
+    admin: &AdminClient<DefaultClientContext>,
+    specs: &[TopicSpec],
+    wait: Duration,
+) -> Result<(), KafkaError> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let metadata = admin.inner().fetch_metadata(None, wait).map_err(|error| connect_error(settings, &error))?;
+        let shows = |spec: &TopicSpec| {
+            metadata.topics().iter().any(|topic| topic.name() == spec.name && !topic.partitions().is_empty())
+        };
+        if specs.iter().all(shows) || Instant::now() >= deadline {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// Holds the topics against their specification.
@@ -168,6 +193,10 @@ pub async fn check(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<
                 Some(_) => present.push(spec),
             }
         }
+    }
+    if present.is_empty() {
+        // Kafka's client refuses to ask about nothing.
+        return Ok(mismatches);
     }
     let resources: Vec<_> = present.iter().map(|spec| ResourceSpecifier::Topic(&spec.name)).collect();
     let options = AdminOptions::new().request_timeout(Some(wait));

@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Aggregate, BoundedContext};
+use crate::health::{Health, Heartbeat};
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{Consumer, ConsumerOptions, KafkaError, client};
 use crate::settings::Settings;
@@ -86,11 +87,15 @@ pub async fn run<C: BoundedContext>(
     settings: Arc<Settings>,
     codec: Arc<C::Codec>,
     wake: Arc<Notify>,
+    health: Arc<Health>,
     shutdown: CancellationToken,
 ) -> Result<(), ProcessorError> {
+    let heartbeats: Vec<Heartbeat> = (0..settings.processor.workers.max(1))
+        .map(|index| health.register(format!("processor worker {index}")))
+        .collect();
     let names = TopicNames::new(C::NAME, &settings.topics);
     let database = Database::new(&settings.database, &DatabaseRole::Writer)?;
-    let Some((events, results)) = find_destinations(&settings, &database, &names, &shutdown).await? else {
+    let Some((events, results)) = find_destinations(&settings, &database, &names, &heartbeats, &shutdown).await? else {
         return Ok(());
     };
     let scope = Arc::new(Scope::<C> {
@@ -103,8 +108,8 @@ pub async fn run<C: BoundedContext>(
     });
     let consumers = Arc::new(start_consumers(&settings, &names, &scope, &database)?);
     let mut workers = JoinSet::new();
-    for index in 0..settings.processor.workers.max(1) {
-        workers.spawn(worker(&settings, &scope, &consumers, index, &wake, &shutdown).run());
+    for (index, heartbeat) in heartbeats.into_iter().enumerate() {
+        workers.spawn(worker(&settings, &scope, &consumers, (index, heartbeat), &wake, &shutdown).run());
     }
     let watched = CancellationToken::new();
     let watching = tokio::spawn(watch(&settings, &names, &scope, &consumers)?.run(watched.clone()));
@@ -144,6 +149,7 @@ async fn find_destinations(
     settings: &Settings,
     database: &Database,
     names: &TopicNames,
+    heartbeats: &[Heartbeat],
     shutdown: &CancellationToken,
 ) -> Result<Option<(Destination, Destination)>, ProcessorError> {
     let mut backoff = retry::Backoff::new(&settings.processor);
@@ -163,6 +169,7 @@ async fn find_destinations(
             }
             Err(error) if error.is_transient() => {
                 let wait = backoff.failed(&error.to_string());
+                heartbeats.iter().for_each(|heartbeat| heartbeat.not_ready(error.to_string()));
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = shutdown.cancelled() => return Ok(None),
@@ -214,7 +221,7 @@ fn worker<C: BoundedContext>(
     settings: &Arc<Settings>,
     scope: &Arc<Scope<C>>,
     consumers: &Arc<Vec<Consumer>>,
-    index: usize,
+    (index, heartbeat): (usize, Heartbeat),
     wake: &Arc<Notify>,
     shutdown: &CancellationToken,
 ) -> Worker<C> {
@@ -232,6 +239,7 @@ fn worker<C: BoundedContext>(
         intake: Intake { partitions: scope.events.partitions, command_bytes_max: processor.command_bytes_max },
         states: States::new(processor.cache_bytes_max),
         session: None,
+        heartbeat,
         wake: wake.clone(),
         shutdown: shutdown.clone(),
         announced: HashMap::new(),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::crash_point;
 use crate::engine::BoundedContext;
+use crate::health::Heartbeat;
 use crate::kafka::{Claim, Consumer, TopicPartition};
 use crate::settings::Settings;
 
@@ -37,6 +38,7 @@ pub(super) struct Worker<C: BoundedContext> {
     pub intake: Intake,
     pub states: States<C::Aggregate>,
     pub session: Option<Session>,
+    pub heartbeat: Heartbeat,
     pub wake: Arc<Notify>,
     pub shutdown: CancellationToken,
     /// Epochs whose offset Kafka has been told.
@@ -51,6 +53,7 @@ impl<C: BoundedContext> Worker<C> {
     /// Works until the mailboxes are closed. The batch at hand is finished first.
     pub async fn run(mut self) {
         loop {
+            self.heartbeat.ready();
             if let Some(batch) = self.drawn.take().filter(|_| !self.shutdown.is_cancelled()) {
                 self.settle(batch).await;
                 continue;
@@ -116,9 +119,11 @@ impl<C: BoundedContext> Worker<C> {
                 continue;
             }
             let started = Instant::now();
+            self.heartbeat.beat();
             self.draws_ahead = todo.is_empty();
             let failure = match self.attempt(&mut batch).await {
                 Ok(()) => {
+                    self.heartbeat.ready();
                     self.follow_up(&batch, started);
                     backoff = Backoff::new(&self.settings.processor);
                     continue;
@@ -128,6 +133,7 @@ impl<C: BoundedContext> Worker<C> {
             match failure {
                 Failure::Transient(reason) => {
                     let wait = backoff.failed(&reason);
+                    self.heartbeat.not_ready(reason);
                     todo.push(batch);
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}

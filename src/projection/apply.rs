@@ -16,6 +16,7 @@ use super::decode::{self, Body, Decoded, Item};
 use super::handler::{self, Failure};
 use super::{LIVE, Projector, park, reset};
 use crate::engine::Recorded;
+use crate::health::Heartbeat;
 use crate::kafka::{Batch, Claim, Consumer, Mailbox, TopicPartition};
 use crate::settings::FailurePolicy;
 use crate::store::{DeadLetter, StoreError};
@@ -25,6 +26,7 @@ pub(super) struct Applier<E: Send + Sync + 'static> {
     pub projector: Projector<E>,
     pub consumer: Arc<Consumer>,
     pub mailbox: Arc<Mailbox>,
+    pub heartbeat: Heartbeat,
     pub shutdown: CancellationToken,
     /// Whether parked rows may be open: then each batch asks which of its keys are concerned.
     pub parked_open: bool,
@@ -65,6 +67,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
                 return;
             }
             let started = Instant::now();
+            self.heartbeat.beat();
             match self.attempt(&decoded, range.clone(), &work.held).await {
                 Ok(Attempt::Applied(moves)) => self.applied(&mut work, &moves, &decoded, range, started),
                 Ok(Attempt::Lost(lost)) => {
@@ -124,6 +127,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
         started: Instant,
     ) {
         work.tries = 0;
+        self.heartbeat.ready();
         for moved in moves {
             let partition = moved.from.partition;
             let checkpoint = Checkpoint { next_offset: moved.next_offset, seq: moved.seq, ..moved.from };
@@ -166,6 +170,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
 
     async fn transient(&self, work: &mut Work, range: Range<usize>, error: &StoreError) {
         work.tries += 1;
+        self.heartbeat.not_ready(error.to_string());
         tracing::warn!(projection = self.projector.name(), tries = work.tries, %error, "batch not applied; trying again");
         self.wait(work.tries).await;
         // Revoked meanwhile: whoever owns them now goes on from the checkpoint.

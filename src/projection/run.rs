@@ -14,6 +14,7 @@ use super::claim::CheckpointOwner;
 use super::state::{self, Readiness};
 use super::{ProjectionLoopError, Projector, reset};
 use crate::engine::{EventCodec, Projection};
+use crate::health::{Health, Heartbeat};
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{Consumer, ConsumerOptions, KafkaError, Mailbox, TopicPartition, client};
 use crate::settings::Settings;
@@ -31,10 +32,12 @@ pub async fn run<E: Send + Sync + 'static>(
     names: TopicNames,
     projection: Arc<dyn Projection<Event = E>>,
     codec: Arc<dyn EventCodec<Event = E>>,
+    health: Arc<Health>,
     shutdown: CancellationToken,
 ) -> Result<(), ProjectionLoopError> {
     let projector = Projector::new(settings, &names, projection, codec);
     let name = projector.name();
+    let heartbeat = health.register(format!("projection {name}"));
     let (done, outcome) = tokio::sync::oneshot::channel();
     let fatal = move |reason: String| KafkaError::Fatal(format!("projection {name}: {reason}"));
     std::thread::Builder::new()
@@ -44,7 +47,7 @@ pub async fn run<E: Send + Sync + 'static>(
                 .enable_all()
                 .build()
                 .map_err(|error| fatal(format!("cannot start a runtime: {error}")).into())
-                .and_then(|runtime| runtime.block_on(supervise(&projector, &shutdown)));
+                .and_then(|runtime| runtime.block_on(supervise(&projector, &heartbeat, &shutdown)));
             // Nobody listens any more only when the process is ending.
             let _ = done.send(ended);
         })
@@ -54,6 +57,7 @@ pub async fn run<E: Send + Sync + 'static>(
 
 async fn supervise<E: Send + Sync + 'static>(
     projector: &Projector<E>,
+    heartbeat: &Heartbeat,
     shutdown: &CancellationToken,
 ) -> Result<(), ProjectionLoopError> {
     let mut told = String::new();
@@ -61,15 +65,26 @@ async fn supervise<E: Send + Sync + 'static>(
         let waiting = match state::readiness(projector).await {
             Ok(Readiness::Ready) => {
                 told.clear();
-                match session(projector, shutdown).await {
+                heartbeat.ready();
+                match session(projector, heartbeat, shutdown).await {
                     Ok(()) => continue,
                     Err(error @ ProjectionLoopError::Kafka(KafkaError::Settings(_))) => return Err(error),
-                    Err(error) => format!("the loop starts over: {error}"),
+                    Err(error) => {
+                        heartbeat.not_ready(error.to_string());
+                        format!("the loop starts over: {error}")
+                    }
                 }
             }
-            Ok(Readiness::Waiting(reason)) => reason,
+            Ok(Readiness::Waiting(reason)) => {
+                // It does what it was told to, and a process must not lose its requests by that.
+                heartbeat.ready();
+                reason
+            }
             Err(error @ crate::store::StoreError::Settings(_)) => return Err(error.into()),
-            Err(error) => error.to_string(),
+            Err(error) => {
+                heartbeat.not_ready(error.to_string());
+                error.to_string()
+            }
         };
         if waiting != told {
             tracing::warn!(projection = projector.name(), reason = waiting, "not consuming");
@@ -90,6 +105,7 @@ fn poll_wait<E: Send + Sync>(projector: &Projector<E>) -> Duration {
 /// Consumes until shutdown, or until the projection may not run any more.
 async fn session<E: Send + Sync + 'static>(
     projector: &Projector<E>,
+    heartbeat: &Heartbeat,
     shutdown: &CancellationToken,
 ) -> Result<(), ProjectionLoopError> {
     let settings = &projector.settings;
@@ -107,6 +123,7 @@ async fn session<E: Send + Sync + 'static>(
         projector: projector.clone(),
         consumer: consumer.clone(),
         mailbox: mailbox.clone(),
+        heartbeat: heartbeat.clone(),
         shutdown: shutdown.clone(),
         parked_open: true,
         client: None,
@@ -136,10 +153,13 @@ async fn consume<E: Send + Sync + 'static>(
             _ = tick.tick() => {
                 announce(&mut announced, consumer, mailbox);
                 match state::sample(&mut applier).await {
-                    Ok(Readiness::Ready) => continue,
+                    Ok(Readiness::Ready) => applier.heartbeat.ready(),
                     Ok(Readiness::Waiting(_)) => return Ok(()),
                     // The batches notice as well, and keep trying.
-                    Err(error) => tracing::debug!(projection = projector.name(), %error, "look at the state"),
+                    Err(error) => {
+                        tracing::debug!(projection = projector.name(), %error, "look at the state");
+                        applier.heartbeat.not_ready(error.to_string());
+                    }
                 }
                 continue;
             }

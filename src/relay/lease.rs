@@ -16,6 +16,7 @@ use tokio_postgres::{Client, Row, Statement};
 use tokio_util::sync::CancellationToken;
 
 use super::status;
+use crate::health::Heartbeat;
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, StoreError, connect};
 
@@ -84,7 +85,12 @@ impl Leases {
     ///
     /// # Errors
     /// Only what time does not heal: a schema that does not fit, settings that cannot be used.
-    pub async fn keep(self: Arc<Self>, settings: Arc<Settings>, stop: CancellationToken) -> Result<(), StoreError> {
+    pub async fn keep(
+        self: Arc<Self>,
+        settings: Arc<Settings>,
+        heartbeat: Heartbeat,
+        stop: CancellationToken,
+    ) -> Result<(), StoreError> {
         let mut keeper = Keeper { leases: self.clone(), connection: None, table: LeaseTable::default(), sampled: None };
         let turn = self.duration / 3;
         let mut away = false;
@@ -96,6 +102,7 @@ impl Leases {
             };
             match turned {
                 Ok(Ok(())) => {
+                    heartbeat.ready();
                     if std::mem::take(&mut away) {
                         tracing::info!("relay leases are kept again");
                     }
@@ -103,6 +110,7 @@ impl Leases {
                 Ok(Err(error)) if !error.is_transient() => return Err(error),
                 failed => {
                     keeper.connection = None;
+                    heartbeat.not_ready("leases cannot be renewed");
                     if !std::mem::replace(&mut away, true) {
                         let reason = match failed {
                             Ok(Err(error)) => error.to_string(),

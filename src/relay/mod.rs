@@ -61,6 +61,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use crate::health::Health;
 use crate::kafka::KafkaError;
 use crate::settings::Settings;
 use crate::store::StoreError;
@@ -81,12 +82,18 @@ pub enum RelayError {
 
 /// Publishes every registered destination's outbox until `shutdown`; then waits for what is in
 /// flight, marks it and hands its leases back. `wake` is notified after each append in this process.
-pub async fn run(settings: Arc<Settings>, wake: Arc<Notify>, shutdown: CancellationToken) -> Result<(), RelayError> {
+pub async fn run(
+    settings: Arc<Settings>,
+    wake: Arc<Notify>,
+    health: Arc<Health>,
+    shutdown: CancellationToken,
+) -> Result<(), RelayError> {
     let leases = lease::Leases::new(owner_name(), Duration::from_millis(settings.relay.lease_ms.max(1)));
     let stop_keeping = CancellationToken::new();
     // Ends with this future, so that a relay that is gone renews nothing.
-    let mut keeper = AbortOnDropHandle::new(tokio::spawn(leases.clone().keep(settings.clone(), stop_keeping.clone())));
-    let stream = stream::Stream::new(settings, leases, wake);
+    let keep = leases.clone().keep(settings.clone(), health.register("relay leases"), stop_keeping.clone());
+    let mut keeper = AbortOnDropHandle::new(tokio::spawn(keep));
+    let stream = stream::Stream::new(settings, leases, wake, health.register("relay"));
     let streamed = tokio::select! {
         streamed = stream.run(shutdown) => streamed,
         kept = &mut keeper => {

@@ -17,6 +17,7 @@ use super::partition::{Alarm, Partition, State, start_after};
 use super::publisher::{Failure, Publisher};
 use super::reader::Reader;
 use super::tail::{self, Tail, TailRequest};
+use crate::health::Heartbeat;
 use crate::kafka::KafkaError;
 use crate::settings::Settings;
 
@@ -39,6 +40,7 @@ pub struct Stream {
     pub(super) leases: Arc<Leases>,
     pub(super) table: watch::Receiver<Arc<LeaseTable>>,
     pub(super) wake: Arc<Notify>,
+    heartbeat: Heartbeat,
     pub(super) progress: Arc<Notify>,
     pub(super) partitions: BTreeMap<PartitionKey, Partition>,
     pub(super) reader: Option<Reader>,
@@ -57,7 +59,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub fn new(settings: Arc<Settings>, leases: Arc<Leases>, wake: Arc<Notify>) -> Self {
+    pub fn new(settings: Arc<Settings>, leases: Arc<Leases>, wake: Arc<Notify>, heartbeat: Heartbeat) -> Self {
         let now = Instant::now();
         Self {
             poll: Duration::from_millis(settings.relay.poll_min_ms.max(1)),
@@ -65,6 +67,7 @@ impl Stream {
             table: leases.subscribe(),
             leases,
             wake,
+            heartbeat,
             progress: Arc::new(Notify::new()),
             partitions: BTreeMap::new(),
             reader: None,
@@ -87,6 +90,10 @@ impl Stream {
                 Ok(()) => {}
                 Err(RelayError::Store(error)) if error.is_transient() => self.lose_database(&error.to_string()),
                 Err(error) => return Err(error),
+            }
+            match self.database_away {
+                false => self.heartbeat.ready(),
+                true => self.heartbeat.not_ready("the outbox cannot be read"),
             }
             self.wait(&shutdown).await;
         }

@@ -129,7 +129,13 @@ pub struct HttpSettings {
     pub event_stream_poll_ms: u64,
     /// An event stream is ended after this, seconds; clients reconnect and go on.
     pub event_stream_seconds_max: u64,
-    /// Open requests get this long to finish at shutdown, milliseconds.
+    /// A loop (of any role) that does not beat for this long is hung, and `/livez` says so, milliseconds.
+    /// Longer than any single wait of a loop: `database.statement_timeout_ms` and its like.
+    pub heartbeat_silence_max_ms: u64,
+    /// From the signal on `/readyz` says no, and requests are answered for this long all the same, before
+    /// connections are refused, milliseconds. Longer than what sends requests here takes to notice.
+    pub shutdown_notice_ms: u64,
+    /// Open requests get this long to finish then, milliseconds.
     pub shutdown_wait_ms: u64,
     /// An external Confluent-compatible registry. Environment: `SCHEMA_REGISTRY_URL`. Empty = our own.
     pub schema_registry_url: String,
@@ -156,6 +162,8 @@ impl Default for HttpSettings {
             event_streams_max: 256,
             event_stream_poll_ms: 250,
             event_stream_seconds_max: 3_600,
+            heartbeat_silence_max_ms: 60_000,
+            shutdown_notice_ms: 2_000,
             shutdown_wait_ms: 10_000,
             schema_registry_url: String::new(),
             admission: AdmissionSettings::default(),

@@ -48,13 +48,18 @@ impl Outcome {
 /// The outcomes of `ids` that exist, in no order. Looks in every destination partition: a status
 /// query knows the id alone.
 pub async fn outcomes(client: &Client, ids: &[Uuid]) -> Result<Vec<Outcome>, StoreError> {
-    // The leading key columns are enumerated so that each probe is an index look-up.
+    // The leading key columns are enumerated so that each probe is an index look-up, and the lateral keeps it one:
+    // a join would be planned for an empty table, and read all of it once it is full.
     let statement = "
         select c.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version,
                c.partition, c.seq, c.correlation_id, c.decided_at
         from throughline.topics t
         cross join generate_series(0, t.partitions - 1) p
-        join throughline.commands c on c.partition = p and c.topic = t.id and c.command_id = any($1)";
+        cross join unnest($1::uuid[]) asked
+        cross join lateral (
+            select * from throughline.commands c
+            where c.partition = p and c.topic = t.id and c.command_id = asked
+            order by c.decided_at limit 1) c";
     let rows = client.query(statement, &[&ids]).await.map_err(StoreError::at("read outcomes of commands"))?;
     Ok(rows.iter().map(outcome).collect())
 }

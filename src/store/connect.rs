@@ -178,10 +178,11 @@ fn tls(settings: &DatabaseSettings, config: &tokio_postgres::Config) -> Result<O
     Ok(Some(MakeRustlsConnect::new(client)))
 }
 
-/// What every session starts with. Role names are ours, never input.
+/// What every session starts with. Role names are ours, never input. Statements run for milliseconds, and
+/// what the planner thinks of a young table would have them compiled first, for hundreds of them.
 fn session_setup(settings: &DatabaseSettings, role: &DatabaseRole) -> String {
     let mut setup = format!(
-        "set statement_timeout = {}; set idle_in_transaction_session_timeout = {}; set timezone = 'UTC';",
+        "set statement_timeout = {}; set idle_in_transaction_session_timeout = {}; set timezone = 'UTC'; set jit = off;",
         settings.statement_timeout_ms, settings.idle_in_transaction_timeout_ms
     );
     if let Some(role) = role.name().filter(|_| settings.set_role) {

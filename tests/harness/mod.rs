@@ -4,6 +4,8 @@
 //! launcher starts for this test program. Waiting is on conditions with deadlines, never on time.
 #![allow(dead_code, reason = "each test program uses its own part of the harness")]
 
+pub mod flood;
+
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -97,6 +99,8 @@ impl Harness {
             ("THROUGHLINE__RELAY__LEASE_MS", settings.relay.lease_ms.to_string()),
             ("HTTP_LISTEN", "127.0.0.1:0".to_owned()),
             ("ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+            // Nobody routes requests to a test's process; tests of the notice set their own.
+            ("THROUGHLINE__HTTP__SHUTDOWN_NOTICE_MS", "0".to_owned()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
@@ -125,6 +129,13 @@ async fn client_of(url: &str) -> Client {
     let mut settings = Settings::default().database;
     settings.url = url.into();
     connect::connect(&settings, &DatabaseRole::Owner).await.expect("connect to the services' database")
+}
+
+/// A number that the environment scales a test by.
+pub fn scale(name: &str, default: usize) -> usize {
+    std::env::var(name)
+        .ok()
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
 /// `url` with another database name.

@@ -6,5 +6,7 @@ mod harness;
 mod admission;
 mod commands;
 mod documents;
+mod health;
 mod queries;
 mod server;
+mod tokens;

@@ -27,7 +27,7 @@ async fn ready(http: &reqwest::Client, url: &str, key: &str) -> Value {
 }
 
 /// Records on the commands topic.
-fn produced(harness: &Harness) -> i64 {
+pub fn produced(harness: &Harness) -> i64 {
     let consumer: BaseConsumer = client::base(&harness.settings.kafka).create().expect("a client");
     let wait = std::time::Duration::from_secs(10);
     (0..harness.settings.topics.command_partitions)

@@ -4,17 +4,22 @@
 mod harness;
 
 mod api_kill;
+mod backpressure;
+mod burst;
 mod chaos;
 mod events_cli;
 mod malformed;
 mod one_order;
 mod process;
+mod python;
 mod python_client;
 mod readme;
 mod replay;
 mod republish;
 mod rolling_upgrade;
 mod scaling;
+mod schemathesis;
+mod stopping;
 mod takeover;
 mod trouble;
 mod zombie;

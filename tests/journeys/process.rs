@@ -1,6 +1,7 @@
 //! Processes of the real binary, as an operator starts, stops and kills them.
 
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::harness::{Harness, eventually};
 pub struct Process {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
+    ended: Arc<AtomicBool>,
 }
 
 /// A command of ours with this test's environment.
@@ -61,18 +63,19 @@ impl Process {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the process starts");
         let lines = Arc::new(Mutex::new(Vec::new()));
         let mut reader = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
-        let gathered = lines.clone();
+        let ended = Arc::new(AtomicBool::new(false));
+        let (gathered, ends) = (lines.clone(), ended.clone());
         tokio::spawn(async move {
             while let Ok(Some(line)) = reader.next_line().await {
                 gathered.lock().unwrap().push(line);
             }
+            ends.store(true, Ordering::Release);
         });
-        Self { child, lines }
+        Self { child, lines, ended }
     }
 
     fn signal(&self, signal: Signal) {
-        let id = self.child.id().expect("the process still runs");
-        kill(Pid::from_raw(i32::try_from(id).expect("a process id")), signal).expect("signal the process");
+        kill(Pid::from_raw(i32::try_from(self.id()).expect("a process id")), signal).expect("signal the process");
     }
 
     /// SIGKILL, and waits for the end.
@@ -86,17 +89,32 @@ impl Process {
         self.signal(Signal::SIGSTOP);
     }
 
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("the process still runs")
+    }
+
+    /// SIGTERM, without waiting for what follows.
+    pub fn ask_to_stop(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
     /// SIGCONT.
     pub fn wake(&self) {
         self.signal(Signal::SIGCONT);
     }
 
     /// SIGTERM; the exit code.
-    pub async fn terminate(mut self) -> i32 {
-        self.signal(Signal::SIGTERM);
-        let status = tokio::time::timeout(Duration::from_secs(25), self.child.wait()).await.unwrap_or_else(|_| {
-            panic!("no end within 25 s of SIGTERM; log:\n{}", self.lines.lock().unwrap().join("\n"))
-        });
+    pub async fn terminate(self) -> i32 {
+        self.ask_to_stop();
+        self.ended().await
+    }
+
+    /// Waits for the end; the exit code.
+    pub async fn ended(mut self) -> i32 {
+        let status = tokio::time::timeout(Duration::from_secs(25), self.child.wait())
+            .await
+            .unwrap_or_else(|_| panic!("no end within 25 s; log:\n{}", self.lines.lock().unwrap().join("\n")));
         let code = status.expect("the process ends").code().unwrap_or(-1);
         if code != 0 {
             eprintln!("it ended with {code}; log:\n{}", self.lines.lock().unwrap().join("\n"));
@@ -107,7 +125,12 @@ impl Process {
     /// Waits for a log line that contains `text`; the line.
     pub async fn logged(&self, text: &str) -> String {
         eventually(&format!("a log line with `{text}`"), || async {
-            self.lines.lock().unwrap().iter().find(|line| line.contains(text)).cloned()
+            // In this order: what is logged before the end is in the lines then.
+            let ended = self.ended.load(Ordering::Acquire);
+            let lines = self.lines.lock().unwrap();
+            let found = lines.iter().find(|line| line.contains(text)).cloned();
+            assert!(found.is_some() || !ended, "the process ended before it logged `{text}`:\n{}", lines.join("\n"));
+            found
         })
         .await
     }
@@ -119,7 +142,16 @@ impl Process {
 
     /// The address that the API listens on.
     pub async fn http_url(&self) -> String {
-        let line = self.logged("api listens").await;
+        self.url_of("api").await
+    }
+
+    /// The address that the admin port listens on.
+    pub async fn admin_url(&self) -> String {
+        self.url_of("admin").await
+    }
+
+    async fn url_of(&self, listener: &str) -> String {
+        let line = self.logged(&format!("{listener} listens")).await;
         let address = line.split("address=").nth(1).expect("the line names the address");
         format!("http://{}", address.split_whitespace().next().unwrap_or_default())
     }

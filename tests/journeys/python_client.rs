@@ -1,8 +1,5 @@
 //! Confluent's stock Python client reads the events topic, with our API as its schema registry.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use tokio::process::Command;
 use uuid::Uuid;
@@ -10,38 +7,7 @@ use uuid::Uuid;
 use crate::harness::Harness;
 use crate::one_order::{kcat, place_order};
 use crate::process::Process;
-
-/// Making the environment downloads packages, once.
-const INSTALL_WAIT: Duration = Duration::from_secs(300);
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python")
-}
-
-async fn succeed(command: &mut Command, next_step: &str) -> String {
-    let output = tokio::time::timeout(INSTALL_WAIT, command.kill_on_drop(true).output()).await.expect("ends in time");
-    let output = output.unwrap_or_else(|error| panic!("{error}; {next_step}"));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}{stderr}\n{next_step}", String::from_utf8_lossy(&output.stdout));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// A Python with the pinned packages, kept under `target` between runs.
-async fn python() -> PathBuf {
-    let wanted = std::fs::read_to_string(folder().join("requirements.txt")).expect("requirements.txt");
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-client");
-    let (python, installed) = (home.join("bin/python"), home.join("installed.txt"));
-    if std::fs::read_to_string(&installed).is_ok_and(|found| found == wanted) {
-        return python;
-    }
-    let setup = "python3 with its venv module is needed: deploy/setup.sh installs it";
-    succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home), setup).await;
-    let mut install = Command::new(&python);
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]);
-    succeed(install.arg(folder().join("requirements.txt")), "pip needs a package index that it can reach").await;
-    std::fs::write(installed, wanted).expect("note what is installed");
-    python
-}
+use crate::python::{folder, programs, succeed};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stock_python_client_reads_events_through_our_registry() {
@@ -65,7 +31,7 @@ async fn the_stock_python_client_reads_events_through_our_registry() {
     send(&json!({"type": "ShipOrder", "orderId": order, "carrier": "DHL", "trackingNumber": "JD014600"}));
 
     let registry = roles[1].http_url().await;
-    let mut read = Command::new(python().await);
+    let mut read = Command::new(programs("client.txt").await.join("python"));
     read.arg(folder().join("read_events.py")).args([
         &harness.settings.kafka.brokers,
         &harness.names().events(),

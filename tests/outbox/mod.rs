@@ -9,6 +9,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
+use throughline::health::Health;
 use throughline::kafka::{Record, client};
 use throughline::relay;
 use throughline::settings::Settings;
@@ -87,7 +88,8 @@ pub fn start(settings: &Settings) -> (Running, CancellationToken, Arc<Notify>) {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
-    let running = tokio::spawn(relay::run(Arc::new(settings.clone()), wake.clone(), stop.clone()));
+    let health = Health::new(Duration::MAX);
+    let running = tokio::spawn(relay::run(Arc::new(settings.clone()), wake.clone(), health, stop.clone()));
     (running, stop, wake)
 }
 

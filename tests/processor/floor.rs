@@ -7,6 +7,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use serde_json::{Value, json};
 use throughline::app::install;
 use throughline::engine::BoundedContext;
+use throughline::health::Health;
 use throughline::kafka::client;
 use throughline::orders::OrdersContext;
 use throughline::processor::{self, ProcessorError};
@@ -37,7 +38,8 @@ impl Running {
     pub fn start_as<C: BoundedContext>(settings: &Settings, codec: Arc<C::Codec>) -> Self {
         let shutdown = CancellationToken::new();
         let settings = Arc::new(settings.clone());
-        let run = processor::run::<C>(settings, codec, Arc::new(Notify::new()), shutdown.clone());
+        let health = Health::new(std::time::Duration::MAX);
+        let run = processor::run::<C>(settings, codec, Arc::new(Notify::new()), health, shutdown.clone());
         Self { shutdown, task: tokio::spawn(run) }
     }
 

@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, Threa
 use rdkafka::{Offset, TopicPartitionList};
 use throughline::app::install;
 use throughline::engine::{EventCodec, Projection, destination_partition};
+use throughline::health::Health;
 use throughline::kafka::headers::Envelope;
 use throughline::kafka::topics::{self, TopicNames};
 use throughline::kafka::{client, headers};
@@ -26,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub const PARTITIONS: i32 = 3;
+/// A loop that is silent for longer counts as hung.
+pub const SILENCE_MAX: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// An appended event: where it stands, and its bytes.
@@ -48,6 +51,7 @@ pub struct Bed {
     pub codec: Arc<OrdersCodec>,
     pub owner: Client,
     pub log: Vec<Stored>,
+    pub health: Arc<Health>,
     producer: ThreadedProducer<DefaultProducerContext>,
     topic_id: i16,
     seqs: HashMap<i32, i64>,
@@ -125,6 +129,7 @@ impl Bed {
             names,
             owner,
             log: Vec::new(),
+            health: Health::new(SILENCE_MAX),
             topic_id,
             seqs: HashMap::new(),
             versions: HashMap::new(),
@@ -145,7 +150,9 @@ impl Bed {
 
     pub fn start_with(&self, projection: Arc<dyn Projection<Event = OrderEvent>>, settings: Arc<Settings>) -> Running {
         let shutdown = CancellationToken::new();
-        let loops = projection::run(settings, self.names.clone(), projection, self.codec.clone(), shutdown.clone());
+        let health = self.health.clone();
+        let loops =
+            projection::run(settings, self.names.clone(), projection, self.codec.clone(), health, shutdown.clone());
         Running { shutdown, task: tokio::spawn(loops) }
     }
 

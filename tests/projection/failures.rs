@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use throughline::api::{admin, install_metrics};
 use throughline::projection::replay;
 use throughline::settings::{FailurePolicy, Settings};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::bed::{Bed, PARTITIONS};
+use super::bed::{Bed, PARTITIONS, expired};
 use super::faulty::{Fault, Faulty};
 use super::fold::{assert_folded, assert_same, fold, rows};
 use super::scenario::lives;
@@ -159,11 +161,44 @@ async fn a_blocked_thread_stops_no_other_projection() {
     bed.caught_up("daily-sales").await;
     assert!(since.elapsed() < Duration::from_secs(5), "it waited for its neighbour");
     assert_folded(&bed, "daily-sales").await;
-    other.stop().await;
+    // It is seen, and told from its neighbour, on the port that orchestrators ask.
+    let (admin, shutdown) = livez(&bed).await;
+    let hung = until_live(&admin, false).await;
+    let silent: Vec<_> = hung["checks"].as_array().unwrap().iter().filter(|check| check["ok"] == false).collect();
+    assert!(silent.len() == 1 && silent[0]["name"] == format!("projection {NAME}"), "{hung}");
     broken.store(false, Ordering::Release);
+    until_live(&admin, true).await;
+    shutdown.cancel();
+    other.stop().await;
     bed.caught_up(NAME).await;
     blocked.stop().await;
     assert_folded(&bed, NAME).await;
+}
+
+/// The admin port over the bed's loops.
+async fn livez(bed: &Bed) -> (String, CancellationToken) {
+    let mut settings = (*bed.settings).clone();
+    settings.http.admin_listen =
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address");
+    let admin = format!("http://{}/livez?verbose", settings.http.admin_listen);
+    let shutdown = CancellationToken::new();
+    let (stop, metrics) = (shutdown.clone(), install_metrics().expect("a recorder"));
+    tokio::spawn(admin::run(Arc::new(settings), bed.health.clone(), metrics, stop.clone(), stop));
+    (admin, shutdown)
+}
+
+async fn until_live(admin: &str, live: bool) -> serde_json::Value {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let since = Instant::now();
+    loop {
+        expired(since, if live { "alive" } else { "hung" });
+        if let Ok(answer) = reqwest::get(admin).await
+            && (answer.status() == 200) == live
+        {
+            return answer.json().await.expect("checks");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

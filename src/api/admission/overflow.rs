@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::lane::Lane;
 use super::Admission;
+use crate::health::Heartbeat;
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{KafkaError, client};
 use crate::settings::Settings;
@@ -64,6 +65,7 @@ struct Drainer {
     acknowledgements: Arc<Acknowledgements>,
     batch_max: usize,
     acknowledged_within: Duration,
+    heartbeat: Heartbeat,
     shutdown: CancellationToken,
 }
 
@@ -77,11 +79,12 @@ struct Overflowed {
     headers: OwnedHeaders,
 }
 
-/// Drains until cancelled. Blocks its thread.
+/// Drains until cancelled. Blocks its thread, and beats at every turn.
 pub fn drain(
     settings: &Settings,
     names: &TopicNames,
     admission: Arc<Admission>,
+    heartbeat: Heartbeat,
     shutdown: CancellationToken,
 ) -> Result<(), OverflowError> {
     let mut config = client::consumer(&settings.kafka, &names.overflow_group(), "");
@@ -101,6 +104,7 @@ pub fn drain(
         acknowledgements,
         batch_max: settings.http.admission.overflow_batch_max.max(1),
         acknowledged_within: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms) * 3),
+        heartbeat,
         shutdown,
     };
     drainer.run()
@@ -109,6 +113,7 @@ pub fn drain(
 impl Drainer {
     fn run(&mut self) -> Result<(), OverflowError> {
         while !self.shutdown.is_cancelled() {
+            self.heartbeat.ready();
             let batch = self.read()?;
             if !batch.is_empty() {
                 self.relocate(&batch)?;
@@ -161,6 +166,7 @@ impl Drainer {
     fn wait_for_room(&self, lane: Lane, most: usize) -> Result<usize, OverflowError> {
         let mut paused = false;
         let granted = loop {
+            self.heartbeat.beat();
             let granted = self.admission.reserve_drained(lane, most);
             if granted > 0 || self.shutdown.is_cancelled() {
                 break granted;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::lane::Lane;
 use super::Admission;
-use crate::api::health::Heartbeat;
+use crate::health::Heartbeat;
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{KafkaError, client};
 use crate::settings::Settings;
@@ -80,7 +80,7 @@ impl Sampler {
         let mut last = Instant::now();
         let mut failing = false;
         while !shutdown.is_cancelled() {
-            match self.sample(last.elapsed().as_secs_f64()).await {
+            match self.sample(last.elapsed().as_secs_f64(), &heartbeat).await {
                 Ok(()) => {
                     failing = false;
                     last = Instant::now();
@@ -101,9 +101,10 @@ impl Sampler {
         }
     }
 
-    async fn sample(&self, seconds: f64) -> Result<(), SamplerError> {
+    async fn sample(&self, seconds: f64, heartbeat: &Heartbeat) -> Result<(), SamplerError> {
         let accepted_before = self.admission.lock().lanes.map(|queue| queue.accepted_total);
         let watermarks = self.watermarks().await?;
+        heartbeat.beat();
         let decided = self.decided().await?;
         let lanes = self.names.lanes();
         {

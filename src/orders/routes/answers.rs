@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::api::{CONSISTENCY_TOKEN, Submitted, consistency_token, correlation};
+use crate::api::{CONSISTENCY_TOKEN, Submitted, consistency_token};
 use crate::engine::Position;
 use crate::store::commands::Outcome;
 
@@ -109,8 +109,8 @@ fn position(outcome: &Outcome) -> Option<Position> {
 /// The answer to a command; `waited` is the preference that was applied, seconds.
 pub fn respond(order_id: Uuid, command_id: Uuid, submitted: &Submitted, waited: Option<u64>) -> Response {
     let mut response = match submitted {
-        Submitted::Accepted => {
-            let body = CommandAccepted { order_id, command_id, correlation_id: correlation::current() };
+        Submitted::Accepted { correlation_id } => {
+            let body = CommandAccepted { order_id, command_id, correlation_id: correlation_id.clone() };
             let mut response = (StatusCode::ACCEPTED, Json(body)).into_response();
             put(&mut response, LOCATION, &format!("/api/commands/{command_id}"));
             response
