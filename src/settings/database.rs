@@ -23,6 +23,8 @@ pub struct DatabaseSettings {
     pub pool_connections_max: usize,
     /// A wait for a pooled connection, milliseconds, at most.
     pub pool_wait_ms: u64,
+    /// Connecting outside a pool (a start, a loop that keeps its own), milliseconds, at most.
+    pub connect_wait_ms: u64,
     /// A statement of the loops, milliseconds, at most.
     pub statement_timeout_ms: u64,
     /// An idle open transaction (a paused process) is ended by the server after this, milliseconds.
@@ -44,6 +46,7 @@ impl Default for DatabaseSettings {
             apply_at_start: true,
             pool_connections_max: 8,
             pool_wait_ms: 5_000,
+            connect_wait_ms: 20_000,
             statement_timeout_ms: 30_000,
             idle_in_transaction_timeout_ms: 5_000,
             command_retention_days: 30,

@@ -101,7 +101,7 @@ impl Database {
 pub async fn connect(settings: &DatabaseSettings, role: &DatabaseRole) -> Result<Client, StoreError> {
     let config = parse(settings)?;
     let target = target(&config);
-    let wait = Duration::from_millis(settings.pool_wait_ms);
+    let wait = Duration::from_millis(settings.connect_wait_ms);
     let error = |error: tokio_postgres::Error| connect_error(&target, &super::describe(&error), &error);
     let late = |_| connect_error(&target, "no answer in time", &std::fmt::Error);
     let client = match tls(settings, &config)? {
@@ -136,7 +136,7 @@ fn parse(settings: &DatabaseSettings) -> Result<tokio_postgres::Config, StoreErr
     let mut config: tokio_postgres::Config = settings.url.expose().parse().map_err(|_| {
         StoreError::Settings("DATABASE_URL is not of the form postgres://user:password@host:port/name".into())
     })?;
-    config.application_name("throughline").connect_timeout(Duration::from_millis(settings.pool_wait_ms));
+    config.application_name("throughline").connect_timeout(Duration::from_millis(settings.connect_wait_ms));
     Ok(config)
 }
 

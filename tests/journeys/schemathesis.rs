@@ -40,9 +40,10 @@ async fn no_request_is_answered_but_as_the_document_says() {
     let requests = printed.lines().find_map(count).unwrap_or_default();
     println!("{requests} requests");
     assert!(requests >= REQUESTS_MIN, "{printed}");
-    // Refusals alone would prove little: of every kind of command some were accepted.
-    let placed_and_more = "select count(distinct type) from throughline.events";
-    let types: i64 = harness.client().await.query_one(placed_and_more, &[]).await.expect("events").get(0);
-    assert!(types >= 3, "events of {types} types came of it");
+    // Refusals alone would prove little: orders were placed, and changed. Which changes fit an order that
+    // another request made is the seed's luck.
+    let kinds = "select count(distinct type) from throughline.events";
+    let kinds: i64 = harness.client().await.query_one(kinds, &[]).await.expect("events").get(0);
+    assert!(kinds >= 2, "events of {kinds} types came of it");
     assert_eq!(roles.terminate().await, 0);
 }

@@ -57,7 +57,9 @@ impl Identity {
 
     /// Whether this very process still runs. A zombie does not.
     pub fn is_alive(&self) -> bool {
-        u32::try_from(self.pid).ok().and_then(Self::of).as_ref() == Some(self)
+        // On its way out a process has lost its command line, and is not gone yet.
+        let same = |now: Self| now.started == self.started && (now.command == self.command || now.command.is_empty());
+        u32::try_from(self.pid).ok().and_then(Self::of).is_some_and(same)
     }
 
     /// Signals this very process; nothing when it is gone.
