@@ -11,7 +11,7 @@ use super::{append, load};
 /// a plan made for an empty table would scan a full one; so the planner is left no other choice,
 /// and plans once.
 const PLANNER: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; \
-                       set enable_hashjoin = off; set enable_mergejoin = off; set jit = off;";
+                       set enable_hashjoin = off; set enable_mergejoin = off;";
 
 /// The connection and its statements.
 pub(super) struct Session {

@@ -23,7 +23,8 @@ pub struct DatabaseSettings {
     pub pool_connections_max: usize,
     /// A wait for a pooled connection, milliseconds, at most.
     pub pool_wait_ms: u64,
-    /// Connecting outside a pool (a start, a loop that keeps its own), milliseconds, at most.
+    /// A start or a command waits this long for its connection, milliseconds, at most; loops, which try
+    /// again for ever, wait `pool_wait_ms`.
     pub connect_wait_ms: u64,
     /// A statement of the loops, milliseconds, at most.
     pub statement_timeout_ms: u64,

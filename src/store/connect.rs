@@ -101,7 +101,10 @@ impl Database {
 pub async fn connect(settings: &DatabaseSettings, role: &DatabaseRole) -> Result<Client, StoreError> {
     let config = parse(settings)?;
     let target = target(&config);
-    let wait = Duration::from_millis(settings.connect_wait_ms);
+    // A start, or a command, ends without a connection, and may wait. A loop tries again for ever, and
+    // has a lease or a claim that runs out meanwhile.
+    let patient = *role == DatabaseRole::Owner;
+    let wait = Duration::from_millis(if patient { settings.connect_wait_ms } else { settings.pool_wait_ms });
     let error = |error: tokio_postgres::Error| connect_error(&target, &super::describe(&error), &error);
     let late = |_| connect_error(&target, "no answer in time", &std::fmt::Error);
     let client = match tls(settings, &config)? {

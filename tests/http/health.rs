@@ -60,7 +60,6 @@ async fn without_a_database_every_loop_lives_and_none_is_ready() {
     let (mut way, url) = Way::new(harness.settings.database.url.expose()).await;
     harness.settings.database.url = url.as_str().into();
     harness.settings.database.pool_wait_ms = 2_000;
-    harness.settings.database.connect_wait_ms = 2_000;
     harness.settings.http.heartbeat_silence_max_ms = SILENCE_MAX.as_millis() as u64;
     let server = Server::whole(&harness).await;
     let get = async |path: &str| {
