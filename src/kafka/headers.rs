@@ -56,9 +56,9 @@ pub struct Envelope<'a> {
 impl Envelope<'_> {
     /// The record headers, in a fixed order.
     pub fn headers(&self) -> OwnedHeaders {
-        let mut headers = OwnedHeaders::new_with_capacity(15);
+        let mut headers = Some(OwnedHeaders::new_with_capacity(15));
         let mut add = |key: &str, value: &str| {
-            headers = std::mem::take(&mut headers).insert(Header { key, value: Some(value) });
+            headers = headers.take().map(|headers| headers.insert(Header { key, value: Some(value) }));
         };
         let mut uuid = Uuid::encode_buffer();
         add(CE_SPECVERSION, "1.0");
@@ -84,6 +84,6 @@ impl Envelope<'_> {
                 add(key, value);
             }
         }
-        headers
+        headers.unwrap_or_default()
     }
 }

@@ -44,6 +44,7 @@
 //! every 30 s. Without a broker or a database it waits and tries again for ever.
 
 pub mod lease;
+mod page;
 mod partition;
 mod publisher;
 mod pump;

@@ -4,7 +4,9 @@
 //! Bytes are never copied here: a record borrows its row. Knows nothing of Kafka's clients beyond
 //! the shape of a record's headers.
 
+use futures_util::{Stream, StreamExt as _};
 use jiff::Timestamp;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
 
@@ -21,8 +23,6 @@ pub struct ReadRequest {
     pub after: i64,
     /// Rows, at most.
     pub rows: i64,
-    /// Bytes of values, at most; one row comes in any case.
-    pub bytes: i64,
 }
 
 /// What to mark as published.
@@ -93,21 +93,18 @@ pub fn source_of(message_type: &str) -> String {
     format!("/{}", context.replace('.', "/"))
 }
 
-/// Without an order of its own: sorting whole rows, values and all, cost a running relay a tenth of its rate,
-/// and each partition's rows come from its index in order anyway; [`Reader::read`] makes sure.
+/// Each partition's rows come from its index, in order, and are never sorted, counted or kept by the server
+/// on their way: a running sum of their bytes alone cost as much as reading and sending them. How much of
+/// an answer is taken, the reader of it decides.
 const READ: &str = "
     select o.partition, o.topic, o.seq, o.key, o.type, o.message_id, o.subject, o.schema_version, o.stream_version,
            o.command_id, o.correlation_id, o.causation_id, o.traceparent, o.created_at, o.value, o.reply_to
-    from unnest($1::int[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[])
-             as wanted (partition, topic, after, rows, bytes)
+    from unnest($1::int[], $2::smallint[], $3::bigint[], $4::bigint[]) as wanted (partition, topic, after, rows)
     cross join lateral (
-        select *, sum(octet_length(o.value)) over (order by o.seq rows unbounded preceding)
-                  - octet_length(o.value) as bytes_before
-        from throughline.outbox o
+        select * from throughline.outbox o
         where o.partition = wanted.partition and o.topic = wanted.topic and o.seq > wanted.after
         order by o.seq
-        limit wanted.rows) o
-    where o.bytes_before < wanted.bytes";
+        limit wanted.rows) o";
 
 const MARK: &str = "
     update throughline.relay_leases l
@@ -133,7 +130,7 @@ impl Reader {
                 // young that its statistics say it is empty. A watermark lost with the server's
                 // memory only costs a look at Kafka's tail.
                 "set enable_seqscan = off; set enable_bitmapscan = off; set plan_cache_mode = force_generic_plan;
-                 set synchronous_commit = off",
+                 set max_parallel_workers_per_gather = 0; set synchronous_commit = off",
             )
             .await
             .map_err(StoreError::at("set up the relay's connection"))?;
@@ -142,25 +139,24 @@ impl Reader {
         Ok(Self { client, read, mark })
     }
 
-    /// Committed rows of all `requests`, in one round trip; by topic, partition and seq.
-    pub async fn read(&self, requests: &[ReadRequest]) -> Result<Vec<OutboxRow>, StoreError> {
+    /// Committed rows of all `requests`, in one round trip: one partition after the other, each by seq. None
+    /// without a request. They come as they are taken: until then the server waits, and so does every other
+    /// answer on this connection. Dropping them takes the rest unseen.
+    pub async fn read(
+        &self,
+        requests: &[ReadRequest],
+    ) -> Result<Option<impl Stream<Item = Result<OutboxRow, StoreError>> + Send + use<>>, StoreError> {
         if requests.is_empty() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let partitions: Vec<i32> = requests.iter().map(|request| request.key.partition).collect();
         let topics: Vec<i16> = requests.iter().map(|request| request.key.topic).collect();
         let after: Vec<i64> = requests.iter().map(|request| request.after).collect();
         let rows: Vec<i64> = requests.iter().map(|request| request.rows).collect();
-        let bytes: Vec<i64> = requests.iter().map(|request| request.bytes).collect();
-        let rows = self
-            .client
-            .query(&self.read, &[&partitions, &topics, &after, &rows, &bytes])
-            .await
-            .map_err(StoreError::at("read the outbox"))?;
-        let mut rows: Vec<OutboxRow> = rows.into_iter().map(OutboxRow).collect();
-        // One pass where they are in order, and they are.
-        rows.sort_by_key(|row| (row.key(), row.seq()));
-        Ok(rows)
+        let parameters: [&(dyn ToSql + Sync); 4] = [&partitions, &topics, &after, &rows];
+        let rows =
+            self.client.query_raw(&self.read, parameters).await.map_err(StoreError::at("read the outbox"))?;
+        Ok(Some(rows.map(|row| row.map(OutboxRow).map_err(StoreError::at("read the outbox")))))
     }
 
     /// Moves `published` where the lease is still `owner`'s, by epoch. Returns the partitions moved:

@@ -50,6 +50,8 @@ pub struct Stream {
     pub(super) sources: HashMap<String, String>,
     pub(super) next_read: Instant,
     pub(super) poll: Duration,
+    /// Of a value, as far as pages told; what a page may come to is reckoned by it.
+    pub(super) mean_bytes: usize,
     /// The last look found nothing: a wake-up is followed at once, instead of after the linger.
     pub(super) idle: bool,
     pub(super) marked_at: Instant,
@@ -75,6 +77,7 @@ impl Stream {
             alignment: None,
             sources: HashMap::new(),
             next_read: now,
+            mean_bytes: 1,
             idle: true,
             marked_at: now,
             retry_at: now,

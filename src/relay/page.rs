@@ -1,0 +1,253 @@
+//! One page: the rows that one look at the outbox brings, handed over as they arrive.
+//!
+//! PostgreSQL reads on while the producer takes what came, and waits where the producer is full: a page
+//! is never in memory as a whole. Reading does not nibble: while rows keep coming, the next look waits
+//! for `relay.linger_ms` unless a backlog filled the last one; an idle outbox is looked at when woken, or
+//! at a growing interval. PostgreSQL is authoritative; what is left of a page is read again.
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use futures_util::{Stream as Rows, StreamExt as _};
+use uuid::Uuid;
+
+use super::RelayError;
+use super::lease::PartitionKey;
+use super::partition::{Alarm, State};
+use super::publisher::{Handed, Outgoing, Publisher};
+use super::pump::ROOM_RETRY;
+use super::reader::{OutboxRow, ReadRequest, source_of};
+use super::stream::Stream;
+use crate::store::StoreError;
+
+/// Records between two looks at the lease and at the room while a page is handed over.
+const CHECK_ROWS: usize = 64;
+/// A page whose bytes were misjudged waits for room no longer than this: marks wait behind it.
+const ROOM_WAIT: Duration = Duration::from_secs(1);
+
+/// What came of a page.
+#[derive(Default)]
+struct Page {
+    /// Rows that arrived, by partition, in the order of the requests.
+    counts: Vec<(PartitionKey, i64)>,
+    rows: usize,
+    bytes: usize,
+    alarms: Vec<(PartitionKey, Alarm)>,
+}
+
+impl Page {
+    fn count(&mut self, row: &OutboxRow) {
+        let key = row.key();
+        match self.counts.last_mut() {
+            Some((last, count)) if *last == key => *count += 1,
+            _ => self.counts.push((key, 1)),
+        }
+        self.rows += 1;
+        self.bytes += row.value().len();
+    }
+
+    /// Whether there was as much of a partition as was asked for: there is more.
+    fn shows_backlog(&self, requests: &[ReadRequest]) -> bool {
+        self.counts.iter().any(|(key, count)| requests.iter().any(|asked| asked.key == *key && asked.rows <= *count))
+    }
+}
+
+impl Stream {
+    /// What to read of each partition: its share of the room that is left in the producer.
+    pub(super) fn read_requests(&self) -> Vec<ReadRequest> {
+        let bounds = &self.settings.relay;
+        let (rows, bytes) =
+            self.publisher.as_ref().map_or((0, 0), |publisher| (publisher.in_flight(), publisher.in_flight_bytes()));
+        // Half at once or nothing: a little room is not worth a query.
+        if rows > bounds.in_flight_max / 2 || bytes > bounds.in_flight_bytes_max / 2 || !self.may_produce() {
+            return Vec::new();
+        }
+        let reading: Vec<_> = self
+            .partitions
+            .iter()
+            .filter(|(_, ours)| ours.state == State::Streaming && !ours.hand_back)
+            .filter(|(_, ours)| ours.rows_wanted(1).is_some())
+            .collect();
+        let room = (bounds.in_flight_max - rows).min((bounds.in_flight_bytes_max - bytes) / self.mean_bytes);
+        let share = (room / reading.len().max(1)).max(1) as i64;
+        reading
+            .iter()
+            .map(|(key, ours)| {
+                let rows = ours.rows_wanted(share.min(bounds.batch_rows_max)).unwrap_or(1);
+                ReadRequest { key: **key, after: ours.sent, rows }
+            })
+            .collect()
+    }
+
+    /// Hands a page over and says when to look again.
+    pub(super) async fn publish(
+        &mut self,
+        started: Instant,
+        requests: &[ReadRequest],
+        rows: impl Rows<Item = Result<OutboxRow, StoreError>>,
+    ) -> Result<(), RelayError> {
+        let mut page = Page::default();
+        self.next_read = started;
+        let taken = self.hand_over(&mut page, rows).await;
+        metrics::histogram!("throughline_relay_batch_rows").record(page.rows as f64);
+        if page.rows > 0 {
+            crate::crash_point!("relay.after_produce");
+            // Up at once and down by halves: a page of large values is not followed by a huge one.
+            self.mean_bytes = (page.bytes / page.rows).max(self.mean_bytes / 2).max(1);
+        }
+        taken?;
+        self.set_pace(started, page.rows, page.shows_backlog(requests));
+        for (key, alarm) in page.alarms {
+            self.halt(key, alarm).await?;
+        }
+        Ok(())
+    }
+
+    /// When to look again; not before a time that the page itself has set.
+    fn set_pace(&mut self, started: Instant, rows: usize, backlog: bool) {
+        let bounds = &self.settings.relay;
+        let poll_min = Duration::from_millis(bounds.poll_min_ms.max(1));
+        let now = Instant::now();
+        self.idle = rows == 0;
+        let due = if self.idle {
+            let poll = self.poll;
+            self.poll = (poll * 2).min(Duration::from_millis(bounds.poll_max_ms)).max(poll_min);
+            now + poll
+        } else {
+            self.poll = poll_min;
+            if backlog { now } else { started + Duration::from_millis(bounds.linger_ms) }
+        };
+        self.next_read = self.next_read.max(due);
+    }
+
+    /// Takes rows, in order, as far as lease, producer and sizes allow.
+    async fn hand_over(
+        &mut self,
+        page: &mut Page,
+        rows: impl Rows<Item = Result<OutboxRow, StoreError>>,
+    ) -> Result<(), RelayError> {
+        let mut chunks = pin!(rows.ready_chunks(CHECK_ROWS));
+        let patience = self.leases.duration;
+        loop {
+            let Ok(chunk) = tokio::time::timeout(patience, chunks.next()).await else {
+                self.lose_database(&format!("no row within {patience:?}"));
+                return Ok(());
+            };
+            let Some(chunk) = chunk else { return Ok(()) };
+            if page.rows == 0 {
+                crate::crash_point!("relay.after_read");
+                self.begin_producing()?;
+            }
+            if !self.has_room_for_more().await {
+                return Ok(());
+            }
+            for row in chunk {
+                let row = row?;
+                page.count(&row);
+                match self.hand_over_row(&row) {
+                    Ok(Handed::Taken) => {}
+                    Ok(Handed::Full) => {
+                        self.next_read = Instant::now() + ROOM_RETRY;
+                        return Ok(());
+                    }
+                    Ok(Handed::Failed) => return Ok(()),
+                    Ok(Handed::TooLarge) => {
+                        page.alarms.push((row.key(), too_large(&row, "the producer's message.max.bytes")));
+                    }
+                    Err(alarm) => page.alarms.push((row.key(), alarm)),
+                }
+            }
+        }
+    }
+
+    fn begin_producing(&mut self) -> Result<(), RelayError> {
+        if self.publisher.is_none() {
+            let in_flight_max = self.settings.relay.in_flight_max;
+            self.publisher = Some(Publisher::new(&self.settings.kafka, in_flight_max, self.progress.clone())?);
+        }
+        Ok(())
+    }
+
+    /// Waits until the producer has room for more bytes. False when the rest of the page is to be left: the
+    /// lease is old, or values are so much larger than before that waiting for them would hold up the
+    /// marks; then the connection is left with them.
+    async fn has_room_for_more(&mut self) -> bool {
+        let waits_until = Instant::now() + ROOM_WAIT;
+        loop {
+            let bytes = self.publisher.as_ref().map_or(0, Publisher::in_flight_bytes);
+            if !self.may_produce() || self.publisher.as_ref().is_some_and(Publisher::has_failed) {
+                return false;
+            }
+            if bytes < self.settings.relay.in_flight_bytes_max {
+                return true;
+            }
+            if Instant::now() >= waits_until {
+                self.reader = None;
+                return false;
+            }
+            let _ = tokio::time::timeout(ROOM_RETRY, self.progress.notified()).await;
+        }
+    }
+
+    fn hand_over_row(&mut self, row: &OutboxRow) -> Result<Handed, Alarm> {
+        let (Some(ours), Some(publisher)) = (self.partitions.get_mut(&row.key()), &self.publisher) else {
+            return Ok(Handed::Failed);
+        };
+        if ours.state != State::Streaming {
+            return Ok(Handed::Taken);
+        }
+        let seq = row.seq();
+        let refused = if seq != ours.sent + 1 {
+            Some(Alarm {
+                text: format!(
+                    "the outbox holds seq {seq} where {} is next: rows are missing. Compare with throughline.events; if \
+                     they were published, move throughline.relay_leases.published up to {}",
+                    ours.sent + 1,
+                    seq - 1
+                ),
+                seq: None,
+            })
+        } else if row.value().len() > self.settings.relay.record_bytes_max {
+            Some(too_large(row, "relay.record_bytes_max"))
+        } else {
+            None
+        };
+        if let Some(alarm) = refused {
+            // Nothing behind it goes out, also of these rows.
+            ours.state = State::Halted { until: Instant::now() };
+            return Err(alarm);
+        }
+        let message_type = row.message_type();
+        if !self.sources.contains_key(message_type) {
+            self.sources.insert(message_type.to_owned(), source_of(message_type));
+        }
+        let mut key = Uuid::encode_buffer();
+        let handed = publisher.hand_over(Outgoing {
+            target: &ours.target,
+            acknowledged: &ours.acknowledged,
+            seq,
+            key: row.record_key().hyphenated().encode_lower(&mut key),
+            headers: row.envelope(&self.sources[message_type]).headers(),
+            created_ms: row.created_at().as_millisecond(),
+            value: row.value(),
+        });
+        match handed {
+            Handed::Taken => ours.sent = seq,
+            Handed::TooLarge => ours.state = State::Halted { until: Instant::now() },
+            Handed::Full | Handed::Failed => {}
+        }
+        Ok(handed)
+    }
+}
+
+fn too_large(row: &OutboxRow, bound: &str) -> Alarm {
+    let (seq, bytes) = (row.seq(), row.value().len());
+    Alarm {
+        text: format!(
+            "the record seq {seq} ({}, {bytes} bytes) is larger than {bound} allows. Raise it, and max.message.bytes of \
+             the topic with it, and restart the relay",
+            row.message_type()
+        ),
+        seq: Some(seq),
+    }
+}
