@@ -4,16 +4,13 @@
 mod harness;
 mod outbox;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use harness::{Harness, eventually};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
-use throughline::health::Health;
-use throughline::relay;
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 const RETRIABLE: [RDKafkaRespErr; 3] = [
     RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
@@ -28,20 +25,23 @@ const FINAL: [RDKafkaRespErr; 4] = [
     RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH,
 ];
 
+/// A relay's settings, with a broker that can be made to fail.
+fn failing_broker(harness: &mut Harness, partitions: i32) -> MockCluster<'static, DefaultProducerContext> {
+    let cluster = MockCluster::new(1).expect("a mock cluster");
+    for topic in [harness.names().events(), harness.names().results()] {
+        cluster.create_topic(&topic, partitions, 1).expect("a topic");
+    }
+    harness.settings.kafka.brokers = cluster.bootstrap_servers();
+    cluster
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_broker_causes_no_hole_and_no_inversion() {
     let mut harness = Harness::new("relay_faults").await;
     let mut client = harness.client().await;
     let events = outbox::events(&client, &harness.names().events()).await;
-    let cluster = MockCluster::new(1).expect("a mock cluster");
-    for topic in [harness.names().events(), harness.names().results()] {
-        cluster.create_topic(&topic, events.partitions, 1).expect("a topic");
-    }
-    harness.settings.kafka.brokers = cluster.bootstrap_servers();
-    let stop = CancellationToken::new();
-    let health = Health::new(Duration::MAX);
-    let running =
-        tokio::spawn(relay::run(Arc::new(harness.settings.clone()), Arc::new(Notify::new()), health, stop.clone()));
+    let cluster = failing_broker(&mut harness, events.partitions);
+    let (running, token, _) = outbox::start(&harness.settings);
 
     let mut last = 0;
     let errors = RETRIABLE.iter().chain(&FINAL);
@@ -74,8 +74,7 @@ async fn a_failing_broker_causes_no_hole_and_no_inversion() {
         })
         .await;
     }
-    stop.cancel();
-    running.await.expect("no panic").expect("a clean end");
+    outbox::stop(running, token).await;
     let mut repeated = 0;
     for partition in 0..events.partitions {
         let records = outbox::read_partition(&harness.settings, &events.name, partition);
@@ -88,4 +87,36 @@ async fn a_failing_broker_causes_no_hole_and_no_inversion() {
         last * i64::from(events.partitions),
         events.partitions
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_that_grow_all_at_once_wait_outside() {
+    const LARGE: i32 = 300_000;
+    const ROWS: i64 = 40;
+    let metrics = PrometheusBuilder::new().install_recorder().expect("the only recorder");
+    let mut harness = Harness::new("relay_growing").await;
+    let mut client = harness.client().await;
+    let events = outbox::events(&client, &harness.names().events()).await;
+    let cluster = failing_broker(&mut harness, events.partitions);
+    harness.settings.relay.in_flight_bytes_max = 1_000_000;
+    let (running, token, _) = outbox::start(&harness.settings);
+    // Small values, by which the next page is reckoned.
+    outbox::append(&mut client, events.id, 0, ROWS).await;
+    outbox::published(&client, &events, &[(0, ROWS)]).await;
+    cluster.broker_down(1).expect("down");
+    outbox::append_of(&mut client, events.id, 0, ROWS, LARGE).await;
+    let in_flight = || {
+        let text = metrics.render();
+        let line = text.lines().find_map(|line| line.strip_prefix("throughline_relay_in_flight_bytes "));
+        line.map_or(0.0, |value| value.parse::<f64>().expect("a number"))
+    };
+    eventually("the room is full", || async { (in_flight() >= 1_000_000.0).then_some(()) }).await;
+    // Longer than a page waits for room: the connection is left and made anew, with fewer rows.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(in_flight() <= 1_000_000.0 + f64::from(LARGE), "{} bytes on their way", in_flight());
+    cluster.broker_up(1).expect("up");
+    outbox::published(&client, &events, &[(0, 2 * ROWS)]).await;
+    outbox::stop(running, token).await;
+    let records = outbox::read_partition(&harness.settings, &events.name, 0);
+    assert_eq!(outbox::repetitions(&outbox::seqs(&records), 2 * ROWS), 0);
 }

@@ -20,8 +20,8 @@ use super::reader::{OutboxRow, ReadRequest, source_of};
 use super::stream::Stream;
 use crate::store::StoreError;
 
-/// Records between two looks at the lease and at the room while a page is handed over.
-const CHECK_ROWS: usize = 64;
+/// Records between two looks at the lease while a page is handed over.
+const LEASE_CHECK_ROWS: usize = 64;
 /// A page whose bytes were misjudged waits for room no longer than this: marks wait behind it.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
 
@@ -90,10 +90,10 @@ impl Stream {
         self.next_read = started;
         let taken = self.hand_over(&mut page, rows).await;
         metrics::histogram!("throughline_relay_batch_rows").record(page.rows as f64);
-        if page.rows > 0 {
+        if let Some(mean_bytes) = page.bytes.checked_div(page.rows) {
             crate::crash_point!("relay.after_produce");
             // Up at once and down by halves: a page of large values is not followed by a huge one.
-            self.mean_bytes = (page.bytes / page.rows).max(self.mean_bytes / 2).max(1);
+            self.mean_bytes = mean_bytes.max(self.mean_bytes / 2).max(1);
         }
         taken?;
         self.set_pace(started, page.rows, page.shows_backlog(requests));
@@ -126,38 +126,41 @@ impl Stream {
         page: &mut Page,
         rows: impl Rows<Item = Result<OutboxRow, StoreError>>,
     ) -> Result<(), RelayError> {
-        let mut chunks = pin!(rows.ready_chunks(CHECK_ROWS));
+        let mut rows = pin!(rows);
         let patience = self.leases.duration;
         loop {
-            let Ok(chunk) = tokio::time::timeout(patience, chunks.next()).await else {
+            let Ok(row) = tokio::time::timeout(patience, rows.next()).await else {
                 self.lose_database(&format!("no row within {patience:?}"));
                 return Ok(());
             };
-            let Some(chunk) = chunk else { return Ok(()) };
+            let Some(row) = row.transpose()? else { return Ok(()) };
             if page.rows == 0 {
                 crate::crash_point!("relay.after_read");
                 self.begin_producing()?;
             }
-            if !self.has_room_for_more().await {
+            let look = page.rows.is_multiple_of(LEASE_CHECK_ROWS) || self.is_full();
+            if look && !self.has_room_for_more().await {
                 return Ok(());
             }
-            for row in chunk {
-                let row = row?;
-                page.count(&row);
-                match self.hand_over_row(&row) {
-                    Ok(Handed::Taken) => {}
-                    Ok(Handed::Full) => {
-                        self.next_read = Instant::now() + ROOM_RETRY;
-                        return Ok(());
-                    }
-                    Ok(Handed::Failed) => return Ok(()),
-                    Ok(Handed::TooLarge) => {
-                        page.alarms.push((row.key(), too_large(&row, "the producer's message.max.bytes")));
-                    }
-                    Err(alarm) => page.alarms.push((row.key(), alarm)),
+            page.count(&row);
+            match self.hand_over_row(&row) {
+                Ok(Handed::Taken) => {}
+                Ok(Handed::Full) => {
+                    self.next_read = Instant::now() + ROOM_RETRY;
+                    return Ok(());
                 }
+                Ok(Handed::Failed) => return Ok(()),
+                Ok(Handed::TooLarge) => {
+                    page.alarms.push((row.key(), too_large(&row, "the producer's message.max.bytes")));
+                }
+                Err(alarm) => page.alarms.push((row.key(), alarm)),
             }
         }
+    }
+
+    fn is_full(&self) -> bool {
+        let bytes = self.publisher.as_ref().map_or(0, Publisher::in_flight_bytes);
+        bytes >= self.settings.relay.in_flight_bytes_max
     }
 
     fn begin_producing(&mut self) -> Result<(), RelayError> {
@@ -174,11 +177,10 @@ impl Stream {
     async fn has_room_for_more(&mut self) -> bool {
         let waits_until = Instant::now() + ROOM_WAIT;
         loop {
-            let bytes = self.publisher.as_ref().map_or(0, Publisher::in_flight_bytes);
             if !self.may_produce() || self.publisher.as_ref().is_some_and(Publisher::has_failed) {
                 return false;
             }
-            if bytes < self.settings.relay.in_flight_bytes_max {
+            if !self.is_full() {
                 return true;
             }
             if Instant::now() >= waits_until {

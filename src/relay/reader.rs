@@ -154,8 +154,7 @@ impl Reader {
         let after: Vec<i64> = requests.iter().map(|request| request.after).collect();
         let rows: Vec<i64> = requests.iter().map(|request| request.rows).collect();
         let parameters: [&(dyn ToSql + Sync); 4] = [&partitions, &topics, &after, &rows];
-        let rows =
-            self.client.query_raw(&self.read, parameters).await.map_err(StoreError::at("read the outbox"))?;
+        let rows = self.client.query_raw(&self.read, parameters).await.map_err(StoreError::at("read the outbox"))?;
         Ok(Some(rows.map(|row| row.map(OutboxRow).map_err(StoreError::at("read the outbox")))))
     }
 

@@ -121,9 +121,17 @@ impl Stream {
             }
         }
         self.align().await?;
-        self.pump().await?;
+        let pumped = self.pump().await;
+        self.measure();
+        pumped?;
         self.hand_back();
         Ok(())
+    }
+
+    fn measure(&self) {
+        let bytes = self.publisher.as_ref().map_or(0, Publisher::in_flight_bytes);
+        metrics::gauge!("throughline_relay_in_flight_records").set(self.in_flight() as f64);
+        metrics::gauge!("throughline_relay_in_flight_bytes").set(bytes as f64);
     }
 
     /// Takes over what the keeper holds and lets go what it lost.
