@@ -90,7 +90,7 @@ pub async fn run(args: EventsArgs, settings: &Settings) -> anyhow::Result<ExitCo
 }
 
 /// Events of one partition read at a time, at most, and their bytes.
-pub(super) const PAGE: (i64, i64) = (1_000, 8 * 1024 * 1024);
+pub(super) const PAGE: (i64, usize) = (1_000, 8 * 1024 * 1024);
 /// While following, the store is looked at this often.
 const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 

@@ -24,7 +24,7 @@ use crate::store::{Destination, StoreError};
 /// Records looked back through at the target's end for a sequence number.
 const LOOK_BACK: i64 = 1_000;
 /// Events of one partition read at a time, at most, and their bytes.
-const PAGE: (i64, i64) = (2_000, 8 * 1024 * 1024);
+const PAGE: (i64, usize) = (2_000, 8 * 1024 * 1024);
 
 /// What ends a republication.
 #[derive(Debug, thiserror::Error)]

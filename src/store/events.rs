@@ -4,8 +4,11 @@
 //! to the caller. Reading `seq > n` skips nothing: commit order is `seq` order.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 
+use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{GenericClient, Row};
 use uuid::Uuid;
 
@@ -99,25 +102,32 @@ pub struct Span {
     pub upto: i64,
 }
 
+/// By which the first page is reckoned.
+const PAYLOAD_BYTES_GUESS: usize = 4 * 1024;
+
 /// Reads several partitions in pages, merged by the time of recording; within a partition always by
 /// `seq`. Holds one page a partition in memory.
 pub struct History {
     topic: i16,
     page_events: i64,
-    page_bytes: i64,
+    page_bytes: usize,
+    /// Of a payload, as far as pages told; what a page may come to is reckoned by it.
+    mean_bytes: usize,
     lanes: Vec<Lane>,
 }
 
 struct Lane {
     span: Span,
     read: VecDeque<StoredEvent>,
+    /// Of the payloads of the page that is being read.
+    bytes: usize,
 }
 
 impl History {
     /// Reads `spans`, `page_events` of a partition at a time, or fewer when they come to `page_bytes`.
-    pub fn new(destination: &Destination, spans: &[Span], page_events: i64, page_bytes: i64) -> Self {
-        let lanes = spans.iter().map(|span| Lane { span: *span, read: VecDeque::new() }).collect();
-        Self { topic: destination.id, page_events, page_bytes, lanes }
+    pub fn new(destination: &Destination, spans: &[Span], page_events: i64, page_bytes: usize) -> Self {
+        let lanes = spans.iter().map(|span| Lane { span: *span, read: VecDeque::new(), bytes: 0 }).collect();
+        Self { topic: destination.id, page_events, page_bytes, mean_bytes: PAYLOAD_BYTES_GUESS, lanes }
     }
 
     /// The next events; none when everything committed so far was read. Later calls find what came since.
@@ -146,27 +156,39 @@ impl History {
         }
         let after: Vec<i64> = empty().map(|lane| lane.span.after).collect();
         let upto: Vec<i64> = empty().map(|lane| lane.span.upto).collect();
+        // No running sum and no sort: both made the server keep every row on its way.
         let statement = format!(
             "select {COLUMNS}
              from unnest($1::int[], $2::bigint[], $3::bigint[]) as wanted (partition, after, upto)
              cross join lateral (
-                 select *, sum(octet_length(o.payload)) over (order by o.seq) - octet_length(o.payload) as bytes_before
-                 from throughline.events o
+                 select * from throughline.events o
                  where o.partition = wanted.partition and o.topic = $4 and o.seq > wanted.after
                    and o.seq <= wanted.upto
-                 order by o.seq limit $5) e
-             where e.bytes_before < $6 order by e.partition, e.seq"
+                 order by o.seq limit $5) e"
         );
-        let rows = client
-            .query(&statement, &[&partitions, &after, &upto, &self.topic, &self.page_events, &self.page_bytes])
-            .await
-            .map_err(StoreError::at("read a page of events"))?;
-        for event in rows.iter().map(stored) {
-            let lane = self.lanes.iter_mut().find(|lane| lane.span.partition == event.partition);
-            let lane = lane.expect("only the partitions of lanes were asked for");
-            lane.span.after = event.seq;
-            lane.read.push_back(event);
+        let limit = self.page_events.min((self.page_bytes / self.mean_bytes).max(1) as i64);
+        let parameters: [&(dyn ToSql + Sync); 5] = [&partitions, &after, &upto, &self.topic, &limit];
+        let failed = StoreError::at("read a page of events");
+        let mut rows = pin!(client.query_raw(&statement, parameters).await.map_err(failed)?);
+        let (mut events, mut bytes) = (0, 0);
+        for lane in &mut self.lanes {
+            lane.bytes = 0;
         }
+        while let Some(row) = rows.try_next().await.map_err(StoreError::at("read a page of events"))? {
+            let (partition, payload): (i32, &[u8]) = (row.get(0), row.get(14));
+            let lane = self.lanes.iter_mut().find(|lane| lane.span.partition == partition);
+            let lane = lane.expect("only the partitions of lanes were asked for");
+            events += 1;
+            bytes += payload.len();
+            // What is too much is read again, with the next page.
+            if lane.bytes < self.page_bytes {
+                lane.bytes += payload.len();
+                let event = stored(&row);
+                lane.span.after = event.seq;
+                lane.read.push_back(event);
+            }
+        }
+        self.mean_bytes = bytes.checked_div(events).unwrap_or(self.mean_bytes).max(1);
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ mod failures;
 mod faulty;
 mod fold;
 mod follow;
+mod pages;
 mod rebuild_load;
 mod rebuilds;
 mod reset_kills;
