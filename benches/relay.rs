@@ -47,7 +47,7 @@ impl ProducerContext for Acknowledged {
 
 fn main() {
     let numbers: Vec<i64> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
-    let rows = numbers.first().copied().unwrap_or(120_000);
+    let rows = numbers.first().copied().unwrap_or(300_000);
     let rounds = numbers.get(1).copied().unwrap_or(5);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");

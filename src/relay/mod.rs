@@ -76,6 +76,9 @@ pub enum RelayError {
     /// Kafka's settings do not fit.
     #[error("relay: {0}")]
     Kafka(#[from] KafkaError),
+    /// The system has no room for the relay's thread.
+    #[error("relay: {0}")]
+    Thread(std::io::Error),
     /// A task of ours panicked: a defect.
     #[error("relay: {0}")]
     Defect(#[from] tokio::task::JoinError),
@@ -95,8 +98,11 @@ pub async fn run(
     let keep = leases.clone().keep(settings.clone(), health.register("relay leases"), stop_keeping.clone());
     let mut keeper = AbortOnDropHandle::new(tokio::spawn(keep));
     let stream = stream::Stream::new(settings, leases, wake, health.register("relay"));
-    let streamed = tokio::select! {
-        streamed = stream.run(shutdown) => streamed,
+    let stop = shutdown.child_token();
+    let _ends_with_us = stop.clone().drop_guard();
+    let mut publishing = tokio::task::spawn_blocking(move || on_this_thread(stream, stop));
+    let published = tokio::select! {
+        published = &mut publishing => published?,
         kept = &mut keeper => {
             kept??;
             Ok(())
@@ -106,7 +112,17 @@ pub async fn run(
     if !keeper.is_finished() {
         (&mut keeper).await??;
     }
-    streamed
+    published
+}
+
+/// Rows go from the connection's task to the stream's, a few at a time. With both on one thread no other
+/// thread has to be woken for them.
+fn on_this_thread(stream: stream::Stream, shutdown: CancellationToken) -> Result<(), RelayError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RelayError::Thread)?;
+    let published = runtime.block_on(stream.run(shutdown));
+    // A read of Kafka's tails that nobody waits for any more.
+    runtime.shutdown_background();
+    published
 }
 
 /// Unique per run: host, process and a random part, for people and for the compare-and-set.

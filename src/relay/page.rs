@@ -22,7 +22,7 @@ use crate::store::StoreError;
 
 /// Records between two looks at the lease while a page is handed over.
 const LEASE_CHECK_ROWS: usize = 64;
-/// A page whose bytes were misjudged waits for room no longer than this: marks wait behind it.
+/// A page whose bytes were misjudged goes on for no longer than this: marks wait behind it.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
 
 /// What came of a page.
@@ -33,6 +33,8 @@ struct Page {
     rows: usize,
     bytes: usize,
     alarms: Vec<(PartitionKey, Alarm)>,
+    /// When it first had to wait for room.
+    full_since: Option<Instant>,
 }
 
 impl Page {
@@ -139,7 +141,7 @@ impl Stream {
                 self.begin_producing()?;
             }
             let look = page.rows.is_multiple_of(LEASE_CHECK_ROWS) || self.is_full();
-            if look && !self.has_room_for_more().await {
+            if look && !self.has_room_for_more(&mut page.full_since).await {
                 return Ok(());
             }
             page.count(&row);
@@ -174,8 +176,7 @@ impl Stream {
     /// Waits until the producer has room for more bytes. False when the rest of the page is to be left: the
     /// lease is old, or values are so much larger than before that waiting for them would hold up the
     /// marks; then the connection is left with them.
-    async fn has_room_for_more(&mut self) -> bool {
-        let waits_until = Instant::now() + ROOM_WAIT;
+    async fn has_room_for_more(&mut self, full_since: &mut Option<Instant>) -> bool {
         loop {
             if !self.may_produce() || self.publisher.as_ref().is_some_and(Publisher::has_failed) {
                 return false;
@@ -183,7 +184,7 @@ impl Stream {
             if !self.is_full() {
                 return true;
             }
-            if Instant::now() >= waits_until {
+            if full_since.get_or_insert_with(Instant::now).elapsed() >= ROOM_WAIT {
                 self.reader = None;
                 return false;
             }

@@ -6,6 +6,7 @@
 use super::bed::{Bed, PARTITIONS, Stored};
 use super::binary::{command, dies_at, stops, until_stopped, wake};
 use super::fold::{assert_same, fold, rows};
+use super::resets::{resets, run_until_caught_up};
 use super::scenario::lives;
 
 const NAME: &str = "daily-sales";
@@ -21,20 +22,8 @@ const POINTS: [&str; 6] = [
     "projection.after_commit",
 ];
 
-async fn resets(bed: &Bed, direction: &str) -> i64 {
-    bed.number(&format!("select count(*) from throughline.projection_resets where direction = '{direction}'")).await
-}
-
 fn ends(bed: &Bed) -> Vec<(i32, i64)> {
     (0..PARTITIONS).map(|partition| (partition, bed.watermarks(partition).1)).collect()
-}
-
-async fn run_until_caught_up(bed: &Bed) {
-    let epochs = bed.epochs(NAME).await;
-    let running = bed.start(NAME);
-    bed.claimed_since(NAME, epochs).await;
-    bed.caught_up(NAME).await;
-    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,7 +30,7 @@ async fn spoil(bed: &Bed, partition: i32) {
         .expect("spoils");
 }
 
-async fn run_until_caught_up(bed: &Bed) {
+pub async fn run_until_caught_up(bed: &Bed) {
     let epochs = bed.epochs(NAME).await;
     let running = bed.start(NAME);
     // A reset is carried out where a partition is claimed; before that nothing looks behind.
@@ -39,7 +39,7 @@ async fn run_until_caught_up(bed: &Bed) {
     running.stop().await;
 }
 
-async fn resets(bed: &Bed, direction: &str) -> i64 {
+pub async fn resets(bed: &Bed, direction: &str) -> i64 {
     bed.number(&format!("select count(*) from throughline.projection_resets where direction = '{direction}'")).await
 }
 
@@ -90,7 +90,7 @@ async fn shift_by_and_datetime_are_offsets_too() {
     assert_folded(&bed, NAME).await;
 }
 
-async fn run_until_caught_up_with_offsets(bed: &Bed) {
+pub async fn run_until_caught_up_with_offsets(bed: &Bed) {
     let running = bed.start(NAME);
     for partition in 0..PARTITIONS {
         let end = bed.watermarks(partition).1;

@@ -1,14 +1,16 @@
 //! Collapses a batch to one change an order: rows to insert, and rows to update.
 //!
-//! Shared by the tables that hold one row an order. Knows no SQL.
+//! Shared by the tables that hold one row an order, with the columns that they have in common. Knows no
+//! statement.
 
 use std::collections::HashMap;
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
+use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::engine::Recorded;
+use crate::engine::{Recorded, Rows};
 use crate::orders::domain::{OrderCancelled, OrderEvent, OrderPlaced, OrderShipped};
 
 /// What a batch makes of one order.
@@ -62,6 +64,31 @@ pub(super) fn collapse(batch: &[Recorded<OrderEvent>]) -> (Vec<NewOrder<'_>>, Ve
         }
     }
     (inserts, updates)
+}
+
+/// New rows, with the columns of either table.
+pub(super) fn new_rows<'a>(orders: &'a [NewOrder<'a>]) -> Rows<'a, NewOrder<'a>> {
+    Rows::of(orders)
+        .column("order_id", Type::UUID_ARRAY, |o| o.change.order_id)
+        .column("partition", Type::INT4_ARRAY, |o| o.partition)
+        .column("customer_id", Type::TEXT_ARRAY, |o| o.event.customer_id.as_str())
+        .column("status", Type::TEXT_ARRAY, |o| o.change.status)
+        .column("currency", Type::TEXT_ARRAY, |o| o.event.currency.code())
+        .column("total", Type::NUMERIC_ARRAY, |o| o.event.total.decimal())
+        .column("paid", Type::NUMERIC_ARRAY, |o| o.change.paid)
+        .column("version", Type::INT8_ARRAY, |o| o.change.version)
+        .column("placed_at", Type::TIMESTAMPTZ_ARRAY, |o| o.placed_at)
+        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |o| o.change.updated_at)
+}
+
+/// Changes of rows, with the columns of either table; null where nothing changed.
+pub(super) fn changed_rows<'a>(changes: &'a [OrderChange<'a>]) -> Rows<'a, OrderChange<'a>> {
+    Rows::of(changes)
+        .column("order_id", Type::UUID_ARRAY, |c| c.order_id)
+        .column("status", Type::TEXT_ARRAY, |c| c.status)
+        .column("paid", Type::NUMERIC_ARRAY, |c| c.paid)
+        .column("version", Type::INT8_ARRAY, |c| c.version)
+        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |c| c.updated_at)
 }
 
 impl<'a> OrderChange<'a> {

@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::order_changes::{NewOrder, OrderChange, collapse};
+use super::order_changes::{NewOrder, OrderChange, changed_rows, collapse, new_rows};
 use crate::engine::{Projection, ProjectionError, Recorded, Rows};
 use crate::orders::domain::{OrderEvent, PlacedItem};
 
@@ -74,21 +74,11 @@ impl Projection for OrderDetails {
 }
 
 async fn insert(tx: &Transaction<'_>, orders: &[NewOrder<'_>]) -> Result<(), ProjectionError> {
-    Rows::of(orders)
-        .column("order_id", Type::UUID_ARRAY, |o| o.change.order_id)
-        .column("partition", Type::INT4_ARRAY, |o| o.partition)
-        .column("customer_id", Type::TEXT_ARRAY, |o| o.event.customer_id.as_str())
-        .column("status", Type::TEXT_ARRAY, |o| o.change.status)
-        .column("currency", Type::TEXT_ARRAY, |o| o.event.currency.code())
-        .column("total", Type::NUMERIC_ARRAY, |o| o.event.total.decimal())
-        .column("paid", Type::NUMERIC_ARRAY, |o| o.change.paid)
+    new_rows(orders)
         .column("carrier", Type::TEXT_ARRAY, |o| o.change.shipped.map(|s| s.carrier.as_str()))
         .column("tracking_number", Type::TEXT_ARRAY, |o| o.change.shipped.map(|s| s.tracking_number.as_str()))
         .column("cancellation_reason", Type::TEXT_ARRAY, |o| o.change.cancelled.map(|x| x.reason.as_str()))
         .column("refund_due", Type::NUMERIC_ARRAY, |o| o.change.cancelled.map(|x| x.refund_due.decimal()))
-        .column("version", Type::INT8_ARRAY, |o| o.change.version)
-        .column("placed_at", Type::TIMESTAMPTZ_ARRAY, |o| o.placed_at)
-        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |o| o.change.updated_at)
         .insert_into(tx, "order_details")
         .await
 }
@@ -111,16 +101,11 @@ async fn insert_lines(tx: &Transaction<'_>, orders: &[NewOrder<'_>]) -> Result<(
 }
 
 async fn update(tx: &Transaction<'_>, changes: &[OrderChange<'_>]) -> Result<(), ProjectionError> {
-    Rows::of(changes)
-        .column("order_id", Type::UUID_ARRAY, |c| c.order_id)
-        .column("status", Type::TEXT_ARRAY, |c| c.status)
-        .column("paid", Type::NUMERIC_ARRAY, |c| c.paid)
+    changed_rows(changes)
         .column("carrier", Type::TEXT_ARRAY, |c| c.shipped.map(|s| s.carrier.as_str()))
         .column("tracking_number", Type::TEXT_ARRAY, |c| c.shipped.map(|s| s.tracking_number.as_str()))
         .column("cancellation_reason", Type::TEXT_ARRAY, |c| c.cancelled.map(|x| x.reason.as_str()))
         .column("refund_due", Type::NUMERIC_ARRAY, |c| c.cancelled.map(|x| x.refund_due.decimal()))
-        .column("version", Type::INT8_ARRAY, |c| c.version)
-        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |c| c.updated_at)
         .run(
             tx,
             "update order_details o

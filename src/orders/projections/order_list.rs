@@ -4,8 +4,8 @@ use futures_util::future::BoxFuture;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::order_changes::{NewOrder, OrderChange, collapse};
-use crate::engine::{Projection, ProjectionError, Recorded, Rows};
+use super::order_changes::{NewOrder, OrderChange, changed_rows, collapse, new_rows};
+use crate::engine::{Projection, ProjectionError, Recorded};
 use crate::orders::domain::OrderEvent;
 
 /// The order list.
@@ -67,29 +67,14 @@ impl Projection for OrderList {
 }
 
 async fn insert(tx: &Transaction<'_>, orders: &[NewOrder<'_>]) -> Result<(), ProjectionError> {
-    Rows::of(orders)
-        .column("order_id", Type::UUID_ARRAY, |o| o.change.order_id)
-        .column("partition", Type::INT4_ARRAY, |o| o.partition)
-        .column("customer_id", Type::TEXT_ARRAY, |o| o.event.customer_id.as_str())
-        .column("status", Type::TEXT_ARRAY, |o| o.change.status)
-        .column("currency", Type::TEXT_ARRAY, |o| o.event.currency.code())
-        .column("total", Type::NUMERIC_ARRAY, |o| o.event.total.decimal())
-        .column("paid", Type::NUMERIC_ARRAY, |o| o.change.paid)
+    new_rows(orders)
         .column("item_count", Type::INT4_ARRAY, |o| o.event.items.len() as i32)
-        .column("version", Type::INT8_ARRAY, |o| o.change.version)
-        .column("placed_at", Type::TIMESTAMPTZ_ARRAY, |o| o.placed_at)
-        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |o| o.change.updated_at)
         .insert_into(tx, "order_list")
         .await
 }
 
 async fn update(tx: &Transaction<'_>, changes: &[OrderChange<'_>]) -> Result<(), ProjectionError> {
-    Rows::of(changes)
-        .column("order_id", Type::UUID_ARRAY, |c| c.order_id)
-        .column("status", Type::TEXT_ARRAY, |c| c.status)
-        .column("paid", Type::NUMERIC_ARRAY, |c| c.paid)
-        .column("version", Type::INT8_ARRAY, |c| c.version)
-        .column("updated_at", Type::TIMESTAMPTZ_ARRAY, |c| c.updated_at)
+    changed_rows(changes)
         // An order that a skip forward left out has no row, and gets none.
         .run(
             tx,
