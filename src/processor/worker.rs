@@ -52,8 +52,9 @@ pub(super) struct Worker<C: BoundedContext> {
 impl<C: BoundedContext> Worker<C> {
     /// Works until the mailboxes are closed. The batch at hand is finished first.
     pub async fn run(mut self) {
+        self.stay_connected().await;
         loop {
-            self.heartbeat.ready();
+            self.heartbeat.beat();
             if let Some(batch) = self.drawn.take().filter(|_| !self.shutdown.is_cancelled()) {
                 self.settle(batch).await;
                 continue;
@@ -67,8 +68,28 @@ impl<C: BoundedContext> Worker<C> {
                     }
                 }
                 Ok(false) => return,
-                Err(_) => self.announce(),
+                Err(_) => {
+                    self.announce();
+                    self.stay_connected().await;
+                }
             }
+        }
+    }
+
+    /// An idle worker keeps its session too: it is ready only as long as the next command would find one.
+    async fn stay_connected(&mut self) {
+        if self.session.as_ref().is_some_and(|session| !session.client.is_closed()) {
+            return self.heartbeat.ready();
+        }
+        tokio::select! {
+            opened = Session::open(&self.settings.database) => match opened {
+                Ok(session) => {
+                    self.session = Some(session);
+                    self.heartbeat.ready();
+                }
+                Err(error) => self.heartbeat.not_ready(error.to_string()),
+            },
+            () = self.shutdown.cancelled() => {}
         }
     }
 

@@ -83,8 +83,8 @@ async fn without_a_database_every_loop_lives_and_none_is_ready() {
     // Accepting needs no database; deciding does.
     let accepted = server.send("/api/orders", &an_order()).await;
     assert_eq!(accepted.status, 202, "{accepted:?}");
-    // One worker has the command; the others have nothing that they would need the database for.
-    for name in ["api", "processor worker", "projection order-list", "relay", "relay leases"] {
+    // Also the worker that has nothing to do.
+    for name in ["api", "processor worker 0", "processor worker 1", "projection order-list", "relay", "relay leases"] {
         eventually(&format!("{name} misses the database"), || async {
             let ready = get("/readyz").await;
             let missing = |check: &serde_json::Value| {
