@@ -235,7 +235,8 @@ async fn an_installation_asks_the_external_registry_and_starts_again_without_it(
     let database = OwnDatabase::create().await;
     let (address, server) = stand_in(700).await;
     let mut settings = Settings { database: database.settings.clone(), ..Settings::default() };
-    settings.http.schema_registry_url = address;
+    settings.http.schema_registry_url = address.into();
+    assert!(!serde_json::to_string(&settings).unwrap().contains("secret"), "`config show` prints settings");
     install::apply_database(&settings).await.unwrap();
     let client = database.connect().await;
     let lowest: i32 = client.query_one("select min(id) from throughline.schemas", &[]).await.unwrap().get(0);

@@ -56,7 +56,7 @@ pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> 
 /// database either way, so that nothing but a new schema needs that registry.
 async fn register_schemas(settings: &Settings, client: &Client) -> anyhow::Result<()> {
     let catalogue = orders_catalogue(settings)?;
-    match settings.http.schema_registry_url.as_str() {
+    match settings.http.schema_registry_url.expose() {
         "" => drop(avro::ids::register(client, &catalogue).await?),
         url => drop(ExternalRegistry::new(url)?.register(client, &catalogue).await?),
     }

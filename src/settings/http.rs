@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Secret;
+
 /// What a full queue answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -137,8 +139,8 @@ pub struct HttpSettings {
     pub shutdown_notice_ms: u64,
     /// Open requests get this long to finish then, milliseconds.
     pub shutdown_wait_ms: u64,
-    /// An external Confluent-compatible registry. Environment: `SCHEMA_REGISTRY_URL`. Empty = our own.
-    pub schema_registry_url: String,
+    /// An external Confluent-compatible registry; a password may stand in it. Environment: `SCHEMA_REGISTRY_URL`. Empty = our own.
+    pub schema_registry_url: Secret,
     pub admission: AdmissionSettings,
     pub auth: AuthSettings,
 }
@@ -165,7 +167,7 @@ impl Default for HttpSettings {
             heartbeat_silence_max_ms: 60_000,
             shutdown_notice_ms: 2_000,
             shutdown_wait_ms: 10_000,
-            schema_registry_url: String::new(),
+            schema_registry_url: Secret::default(),
             admission: AdmissionSettings::default(),
             auth: AuthSettings::default(),
         }
