@@ -103,7 +103,7 @@ pub async fn orders_codec(settings: &Settings) -> anyhow::Result<Arc<OrdersCodec
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
     let catalogue = orders_catalogue(settings)?;
     let ids = avro::ids::load(&client, &catalogue).await?;
-    avro::ids::check_store(&client, &catalogue, &ids).await?;
+    avro::ids::check_store(&client, &catalogue, &orders::schemas::upcasters(), &ids).await?;
     Ok(Arc::new(OrdersCodec::new(&ids)?))
 }
 

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use tokio_postgres::GenericClient;
 
 use super::catalogue::Catalogue;
+use super::upcast::Upcasters;
 use crate::store::describe;
 
 /// Schema ids of one context, both ways. May hold versions that this program does not know.
@@ -33,7 +34,8 @@ pub enum SchemaIdsError {
     )]
     Differs { subject: String, version: i16, found: String, ours: String },
     /// Events of a version that this program cannot read.
-    #[error("the event store holds events that this program cannot read: {}; run a newer version of the program", list(.0))]
+    #[error("the event store holds events that this program cannot read: {}; run a newer version of the program, or add \
+         the upcasters that are missing", list(.0))]
     NoPath(Vec<(String, i16, i64)>),
 }
 
@@ -133,17 +135,22 @@ pub async fn load(client: &impl GenericClient, catalogue: &Catalogue) -> Result<
     Ok(SchemaIds::new(ids))
 }
 
-/// Refuses to start when the store holds events of versions beyond the catalogue, and says which and
-/// how many. The events are counted only if such a version was ever registered: the events
-/// table is large and carries no index by version.
+/// Refuses to start when the store holds events of versions beyond the catalogue or without a path to the
+/// newest, and says which and how many. The events are counted only if such a version was ever registered:
+/// the events table is large and carries no index by version.
 pub async fn check_store(
     client: &impl GenericClient,
     catalogue: &Catalogue,
+    upcasters: &Upcasters,
     ids: &SchemaIds,
 ) -> Result<(), SchemaIdsError> {
+    let lost = upcasters.without_path(catalogue);
+    let is_lost = |event_type: &str, version| lost.iter().any(|(lost, from)| lost == event_type && *from == version);
     let unknown: Vec<_> = ids
         .iter()
-        .filter(|(_, event_type, version)| catalogue.schema(event_type, *version).is_none())
+        .filter(|(_, event_type, version)| {
+            catalogue.schema(event_type, *version).is_none() || is_lost(event_type, *version)
+        })
         .map(|(_, event_type, version)| (event_type.to_owned(), version))
         .collect();
     if unknown.is_empty() {
