@@ -223,6 +223,18 @@ async fn an_external_registry_gives_the_ids_and_may_be_away_later() {
     let error = registry.register(&client, &changed(false)).await.unwrap_err();
     assert!(matches!(error, ExternalRegistryError::Unreachable { .. }), "{error}");
     assert!(!error.to_string().contains("secret"), "{error}");
+    assert!(error.to_string().contains("refused"), "why it did not answer: {error}");
+
+    // Refusing, as a gateway in front of nothing does: the same.
+    let gateway = axum::Router::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let refusing = ExternalRegistry::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let server = tokio::spawn(async move { axum::serve(listener, gateway).await });
+    let refused = refusing.register(&client, &catalogue).await.unwrap();
+    assert_eq!(refused.id_of("OrderPlaced", 3), ids.id_of("OrderPlaced", 3));
+    let error = refusing.register(&client, &changed(false)).await.unwrap_err();
+    assert!(matches!(error, ExternalRegistryError::Refused { .. }), "{error}");
+    server.abort();
 
     // Another registry with other ids would make stored bytes mean something else.
     let (other, server) = stand_in(500).await;

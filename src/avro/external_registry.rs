@@ -79,8 +79,8 @@ impl ExternalRegistry {
         Ok(Self { http, address })
     }
 
-    /// Registers what is new, keeps the ids in the database and loads them. An unreachable registry
-    /// does not matter when the database knows every id already; one with other ids does.
+    /// Registers what is new, keeps the ids in the database and loads them. A registry that is away or
+    /// refuses does not matter when the database knows every id already; one with other ids does.
     pub async fn register(
         &self,
         client: &impl GenericClient,
@@ -96,18 +96,20 @@ impl ExternalRegistry {
             let subject = catalogue.subject(&one.event_type);
             match self.post(&subject, &one.definition).await {
                 Ok(id) => given.push((subject, one, id)),
-                Err(Failure::Refused(reason)) => {
+                Err(failure) => {
                     let (registry, version) = (self.name(), one.version);
-                    return Err(ExternalRegistryError::Refused { registry, subject, version, reason });
-                }
-                Err(Failure::Unreachable(reason)) => {
-                    let registry = self.name();
-                    return match kept {
-                        Some(ids) => {
-                            tracing::warn!(registry, reason, "the schema registry did not answer; using the ids kept");
+                    return match (kept, failure) {
+                        // A password that ran out or a gateway without its registry is as good as away.
+                        (Some(ids), Failure::Unreachable(reason) | Failure::Refused(reason)) => {
+                            tracing::warn!(registry, reason, "the schema registry gave no ids; using those kept");
                             Ok(ids)
                         }
-                        None => Err(ExternalRegistryError::Unreachable { registry, reason }),
+                        (None, Failure::Unreachable(reason)) => {
+                            Err(ExternalRegistryError::Unreachable { registry, reason })
+                        }
+                        (None, Failure::Refused(reason)) => {
+                            Err(ExternalRegistryError::Refused { registry, subject, version, reason })
+                        }
                     };
                 }
             }
@@ -127,7 +129,7 @@ impl ExternalRegistry {
     }
 
     async fn post(&self, subject: &str, definition: &str) -> Result<i32, Failure> {
-        let unreachable = |error: reqwest::Error| Failure::Unreachable(error.without_url().to_string());
+        let unreachable = |error: reqwest::Error| Failure::Unreachable(chain(&error.without_url()));
         // A subject of ours holds letters, dots and hyphens only: nothing to escape.
         let url = self
             .address
@@ -149,6 +151,12 @@ impl ExternalRegistry {
     fn name(&self) -> String {
         format!("{}{}", self.address.origin().ascii_serialization(), self.address.path())
     }
+}
+
+/// An error and its causes: the first of them says no more than that the request failed.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Keeps ids that were given elsewhere. A row that is there stays: its id is in stored bytes.
