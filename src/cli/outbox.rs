@@ -29,9 +29,9 @@ enum OutboxVerb {
 
 #[derive(Debug, Args)]
 struct StatusArgs {
-    /// Measure records published a second over this many milliseconds
-    #[arg(long, value_name = "MS")]
-    sample: Option<u64>,
+    /// Measure records published a second over this many milliseconds; 0 leaves it out
+    #[arg(long, value_name = "MS", default_value_t = 500)]
+    sample: u64,
     /// Only partitions with something to publish, or stopped
     #[arg(long)]
     pending: bool,
@@ -43,11 +43,11 @@ pub async fn run(args: OutboxArgs, settings: &Settings) -> anyhow::Result<ExitCo
     let client = connect::connect(&settings.database, &DatabaseRole::Relay).await?;
     let mut before = HashMap::new();
     let started = Instant::now();
-    if let Some(window) = status_args.sample {
+    if status_args.sample > 0 {
         for partition in status::read(&client).await? {
             before.insert((partition.topic, partition.partition), partition.published);
         }
-        tokio::time::sleep(Duration::from_millis(window)).await;
+        tokio::time::sleep(Duration::from_millis(status_args.sample)).await;
     }
     let partitions = status::read(&client).await?;
     let seconds = started.elapsed().as_secs_f64();
@@ -73,7 +73,7 @@ pub async fn run(args: OutboxArgs, settings: &Settings) -> anyhow::Result<ExitCo
     }
     let mut columns =
         vec!["topic", "partition", "depth", "oldestAgeSeconds", "published", "lastSeq", "state", "owner", "epoch"];
-    if status_args.sample.is_some() {
+    if status_args.sample > 0 {
         columns.push("ratePerSecond");
     }
     args.output.print(&columns, &rows);
