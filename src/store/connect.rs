@@ -121,10 +121,10 @@ pub async fn connect(settings: &DatabaseSettings, role: &DatabaseRole) -> Result
             client
         }
     };
-    client
-        .batch_execute(&session_setup(settings, role))
-        .await
-        .map_err(|source| StoreError::Statement { step: "take the loop's database role", source })?;
+    client.batch_execute(&session_setup(settings, role)).await.map_err(|source| StoreError::Statement {
+        step: "take the loop's database role (`throughline db apply` makes those that are missing)",
+        source,
+    })?;
     Ok(client)
 }
 

@@ -65,10 +65,14 @@ pub fn is_transient(error: &tokio_postgres::Error) -> bool {
 /// The server's own message where there is one; the driver's `Display` hides it.
 pub fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) => match db.detail() {
-            Some(detail) => format!("{} ({}): {detail}", db.message(), db.code().code()),
-            None => format!("{} ({})", db.message(), db.code().code()),
-        },
+        Some(db) => {
+            let next_step = match db.code().code() {
+                "3F000" | "42P01" => "; run `throughline db apply`",
+                _ => "",
+            };
+            let detail = db.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
+            format!("{} ({}){detail}{next_step}", db.message(), db.code().code())
+        }
         None => match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
