@@ -74,6 +74,13 @@ pub async fn plan(settings: &Settings, topic: &str, wanted: &[Span]) -> Result<V
                     span.after + 1
                 )));
             }
+            // Too few records for all from the first one wanted: what came before cannot be added any more.
+            Tail::At { seq, offset } if offset < seq - span.after - 1 => {
+                return Err(refused(format!(
+                    "it holds seq {seq} and lacks some from {} on: it was begun with a later --from; name a new topic",
+                    span.after + 1
+                )));
+            }
             Tail::At { seq, .. } => seq,
             Tail::Expired => return Err(refused("its records have expired; name a new topic".into())),
             Tail::Foreign { .. } => return Err(refused("it holds records of others; name a new topic".into())),

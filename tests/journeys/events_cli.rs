@@ -183,6 +183,17 @@ async fn republish_repeats_history(harness: &Harness, client: &Client, old: Uuid
     assert!(republish(&["--yes"]).await.stdout.contains("\"sent\":0"), "a second run finds all there");
     assert_same_history(harness, client, &target, old).await;
 
+    let all = rows(harness, &["events", "tail", "--from", "beginning", "--no-follow"]).await;
+    let second = all.iter().find(|row| row["seq"] == 2).expect("a partition with two events");
+    let part = format!("{target}-part");
+    let begun_at =
+        async |from: &str| run(harness, &["events", "republish", "--to-topic", &part, "--yes", "--from", from]).await;
+    let from = format!("{}:2", second["partition"]);
+    assert_eq!(begun_at(&from).await.code, 0);
+    assert_eq!(begun_at(&from).await.code, 0, "the same again goes on");
+    let earlier = begun_at("beginning").await;
+    assert!(earlier.code == 1 && earlier.stderr.contains("lacks some from 1 on"), "{}", earlier.stderr);
+
     let late = Uuid::now_v7();
     send(harness, late, &place_order(late, Uuid::now_v7()));
     events_in_store(client, 5).await;
