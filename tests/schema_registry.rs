@@ -145,6 +145,8 @@ async fn the_registry_answers_as_confluents() {
     let subjects = ["OrderCancelled", "OrderPlaced", "OrderShipped", "PaymentReceived"];
     let subjects: Vec<_> = subjects.iter().map(|one| catalogue.subject(one)).collect();
     assert_eq!(get("/subjects").await, (200, json!(subjects)));
+    assert_eq!(get("/subjects?subjectPrefix=orders-events-throughline.orders.OrderP").await, (200, json!([subject])));
+    assert_eq!(get("/subjects?subjectPrefix=:*:").await.1.as_array().unwrap().len(), 4);
     assert_eq!(get(&format!("/subjects/{subject}/versions")).await, (200, json!([1, 2, 3])));
     let version = json!({"subject": subject, "version": 2, "id": id, "schema": definition});
     assert_eq!(get(&format!("/subjects/{subject}/versions/2")).await, (200, version.clone()));
@@ -180,6 +182,12 @@ async fn the_registry_answers_as_confluents() {
     assert_eq!(post(format!("/subjects/{subject}"), json!({"schema": compact})).await, (200, version));
     assert_eq!(post(format!("/subjects/{subject}"), json!({"schema": "\"int\""})).await.1["error_code"], 40403);
     assert_eq!(post(format!("/subjects/{subject}/versions"), json!({"schema": compact})).await.1["error_code"], 42205);
+    // What is amiss is told in the same shape, whatever the content type.
+    for (body, status, code) in [("nonsense", 400, 400), ("{}", 422, 42201), (r#"{"schema": "{"}"#, 422, 42201)] {
+        let answer = http.post(format!("{base}/subjects/{subject}")).body(body).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{body}");
+        assert_eq!(answer.json::<Value>().await.unwrap()["error_code"], code, "{body}");
+    }
     server.abort();
     database.remove().await;
 }

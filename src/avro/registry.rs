@@ -73,6 +73,12 @@ pub enum RegistryError {
     /// 40403.
     #[error("Schema {0} not found")]
     SchemaNotFound(String),
+    /// 400: a body that is no JSON.
+    #[error("The request is not a JSON object: {0}")]
+    InvalidBody(String),
+    /// 42201.
+    #[error("Invalid schema: {0}")]
+    InvalidSchema(String),
     /// 42202.
     #[error(
         "The specified version '{0}' is not a valid version id. Allowed values are between [1, 2^31-1] and the string \"latest\""
@@ -96,6 +102,8 @@ impl RegistryError {
             Self::SubjectNotFound(_) => 40401,
             Self::VersionNotFound(_) => 40402,
             Self::SchemaNotFound(_) => 40403,
+            Self::InvalidBody(_) => 400,
+            Self::InvalidSchema(_) => 42201,
             Self::InvalidVersion(_) => 42202,
             Self::ReadOnly => 42205,
             Self::Database(_) => 50001,
@@ -105,7 +113,10 @@ impl RegistryError {
 
     /// The HTTP status that goes with the code.
     pub fn status(&self) -> u16 {
-        (self.code() / 100) as u16
+        match self.code() {
+            status @ ..1_000 => status as u16,
+            code => (code / 100) as u16,
+        }
     }
 
     /// What the caller is told. Details of the database stay in the log.
@@ -151,9 +162,10 @@ pub async fn of_context(
     Ok(rows.iter().map(one).collect())
 }
 
-/// All subjects, by name.
-pub async fn subjects(client: &impl GenericClient) -> Result<Vec<String>, RegistryError> {
-    let rows = client.query("select distinct subject from throughline.schemas order by 1", &[]).await?;
+/// All subjects that begin with `prefix`, by name.
+pub async fn subjects(client: &impl GenericClient, prefix: &str) -> Result<Vec<String>, RegistryError> {
+    let statement = "select distinct subject from throughline.schemas where starts_with(subject, $1) order by 1";
+    let rows = client.query(statement, &[&prefix]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -197,7 +209,7 @@ pub async fn lookup(
     definition: &str,
 ) -> Result<SubjectVersion, RegistryError> {
     let missing = || RegistryError::SchemaNotFound("under this subject".to_owned());
-    let fingerprint = super::catalogue::fingerprint(definition).map_err(|_| missing())?;
+    let fingerprint = super::catalogue::fingerprint(definition).map_err(RegistryError::InvalidSchema)?;
     let statement = "
         select subject, version, id, definition from throughline.schemas
         where subject = $1 and fingerprint = $2 order by version desc limit 1";

@@ -1,13 +1,14 @@
 //! The registry's read API over HTTP: paths, content type and status codes as Confluent's.
 //! What is answered comes from `registry`; anything that would write is refused as read-only.
 
-use axum::extract::{Path, State};
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use deadpool_postgres::Object;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::registry::{self, AskedVersion, RegistryError};
@@ -48,8 +49,17 @@ async fn client(database: &Database) -> Result<Object, RegistryError> {
     database.client().await.map_err(|error| RegistryError::Unavailable(error.to_string()))
 }
 
-async fn subjects(State(database): State<Database>) -> Answer {
-    Ok(answer(&registry::subjects(&**client(&database).await?).await?))
+/// What a list of subjects may be asked for.
+#[derive(Deserialize)]
+struct SubjectsAsked {
+    #[serde(default, rename = "subjectPrefix")]
+    prefix: String,
+}
+
+async fn subjects(State(database): State<Database>, Query(asked): Query<SubjectsAsked>) -> Answer {
+    // How Confluent's clients name all contexts; we have the default one.
+    let prefix = asked.prefix.strip_prefix(":*:").unwrap_or(&asked.prefix);
+    Ok(answer(&registry::subjects(&**client(&database).await?, prefix).await?))
 }
 
 async fn versions(State(database): State<Database>, Path(subject): Path<String>) -> Answer {
@@ -66,8 +76,11 @@ async fn definition(State(database): State<Database>, Path((subject, version)): 
     Ok(raw(registry::subject_version(&**client(&database).await?, &subject, version).await?.schema))
 }
 
-async fn lookup(State(database): State<Database>, Path(subject): Path<String>, Json(body): Json<Value>) -> Answer {
-    let definition = body.get("schema").and_then(Value::as_str).unwrap_or_default();
+/// Takes the body whatever its content type says, and refuses one that is amiss in Confluent's shape.
+async fn lookup(State(database): State<Database>, Path(subject): Path<String>, body: Bytes) -> Answer {
+    let body: Value = serde_json::from_slice(&body).map_err(|error| RegistryError::InvalidBody(error.to_string()))?;
+    let definition = body.get("schema").and_then(Value::as_str);
+    let definition = definition.ok_or_else(|| RegistryError::InvalidSchema("there is none in the request".into()))?;
     Ok(answer(&registry::lookup(&**client(&database).await?, &subject, definition).await?))
 }
 
