@@ -236,6 +236,14 @@ async fn time_partitions_go_only_when_all_their_rows_are_published() {
     let turn = partitions::maintain(&client, &harness.settings.database).await.unwrap();
     assert!(turn.dropped.iter().any(|name| name == "outbox_past"), "{turn:?}");
     assert!(!exists(&client).await);
+    // Several programs that start at once keep house at once. With nothing due none does anything, but
+    // for the one that meets the end of a span.
+    let turns = (0..8).map(|_| async {
+        let client = harness.client().await;
+        partitions::maintain(&client, &harness.settings.database).await.unwrap()
+    });
+    let turns = futures_util::future::join_all(turns).await;
+    assert!(turns.iter().filter(|turn| **turn != partitions::Turn::default()).count() <= 1, "{turns:?}");
     outbox::append(&mut client, events.id, 0, 1).await;
     published(&client, &events, &[(0, 11)]).await;
     stop(running, token).await;
