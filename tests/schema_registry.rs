@@ -155,7 +155,11 @@ async fn the_registry_answers_as_confluents() {
     assert_eq!(get(&format!("/schemas/ids/{id}/versions")).await, (200, json!([{"subject": subject, "version": 2}])));
     assert_eq!(get(&format!("/schemas/ids/{id}/subjects")).await, (200, json!([subject])));
     assert_eq!(get(&format!("/schemas/ids/{id}/schema")).await.1["name"], "OrderPlaced");
-    assert_eq!(get("/config").await, (200, json!({"compatibilityLevel": "BACKWARD_TRANSITIVE"})));
+    let config = json!({"compatibilityLevel": "BACKWARD_TRANSITIVE"});
+    for path in ["/config", &format!("/config/{subject}"), "/config/nobody?defaultToGlobal=true"] {
+        assert_eq!(get(path).await, (200, config.clone()), "{path}");
+    }
+    assert_eq!(get("/config/nobody").await.1["error_code"], 40401);
     assert_eq!(get("/mode").await, (200, json!({"mode": "READONLY"})));
     assert_eq!(get("/schemas/types").await, (200, json!(["AVRO"])));
 
@@ -268,6 +272,11 @@ async fn an_installation_asks_the_external_registry_and_starts_again_without_it(
     let _ = server.await;
     install::apply_database(&settings).await.unwrap();
     install::orders_codec(&settings).await.unwrap();
+    // Our own sequence begins at 1 and would, one day, give an id that this registry gave: what is new is
+    // not registered by ourselves.
+    register(&client, &schemas::catalogue().unwrap()).await.unwrap();
+    let error = register(&client, &changed(false)).await.unwrap_err();
+    assert!(matches!(error, SchemaIdsError::GivenElsewhere { version: 3, .. }), "{error}");
 
     let fresh = OwnDatabase::create().await;
     settings.database = fresh.settings.clone();

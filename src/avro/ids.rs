@@ -27,6 +27,12 @@ pub enum SchemaIdsError {
         "schema {subject} version {version} is not registered; run `throughline db apply` with this version of the program"
     )]
     Unregistered { subject: String, version: i16 },
+    /// Not registered, in a store whose ids an external registry gave.
+    #[error(
+        "schema {subject} version {version} is not registered, and this store's ids come from an external registry: set \
+         SCHEMA_REGISTRY_URL again, so that it gives this one too"
+    )]
+    GivenElsewhere { subject: String, version: i16 },
     /// Another schema stands under this subject and version.
     #[error(
         "schema {subject} version {version} in the database differs from this program's: its fingerprint is {found}, \
@@ -80,6 +86,12 @@ impl SchemaIds {
 /// Registers what is not registered yet, then loads. Idempotent, and safe when several programs do
 /// it at once: ids are given once, and in the catalogue's order on an empty database.
 pub async fn register(client: &impl GenericClient, catalogue: &Catalogue) -> Result<SchemaIds, SchemaIdsError> {
+    if are_given_elsewhere(client).await? {
+        return load(client, catalogue).await.map_err(|error| match error {
+            SchemaIdsError::Unregistered { subject, version } => SchemaIdsError::GivenElsewhere { subject, version },
+            error => error,
+        });
+    }
     let schemas = catalogue.schemas();
     let subjects: Vec<_> = schemas.iter().map(|one| catalogue.subject(&one.event_type)).collect();
     let versions: Vec<_> = schemas.iter().map(|one| i32::from(one.version)).collect();
@@ -100,6 +112,20 @@ pub async fn register(client: &impl GenericClient, catalogue: &Catalogue) -> Res
         .await
         .map_err(|source| SchemaIdsError::Database { step: "register", source })?;
     load(client, catalogue).await
+}
+
+/// Whether there are ids that our own sequence did not give: it would give them, or others of that
+/// registry, a second time.
+async fn are_given_elsewhere(client: &impl GenericClient) -> Result<bool, SchemaIdsError> {
+    let statement = "
+        select coalesce(max(id), 0) > coalesce((select last_value from pg_sequences
+                                                where schemaname = 'throughline' and sequencename = 'schemas_id_seq'), 0)
+        from throughline.schemas";
+    let row = client
+        .query_one(statement, &[])
+        .await
+        .map_err(|source| SchemaIdsError::Database { step: "ask who gave the ids", source })?;
+    Ok(row.get(0))
 }
 
 /// Loads the ids of a context; fails if one of the catalogue's is not registered, or registered

@@ -31,7 +31,7 @@ pub fn registry_routes(database: Database) -> Router {
         .route("/schemas/ids/{id}/subjects", get(subjects_of_id))
         .route("/schemas/types", get(async || answer(&["AVRO"])))
         .route("/config", get(config).put(read_only))
-        .route("/config/{subject}", get(config).put(read_only))
+        .route("/config/{subject}", get(config_of).put(read_only))
         .route("/mode", get(mode).put(read_only))
         .route("/mode/{subject}", get(mode).put(read_only))
         .with_state(database)
@@ -103,6 +103,24 @@ async fn subjects_of_id(State(database): State<Database>, Path(id): Path<String>
 
 async fn config() -> Response {
     answer(&json!({"compatibilityLevel": registry::COMPATIBILITY}))
+}
+
+/// What the configuration of a subject may be asked for.
+#[derive(Deserialize)]
+struct ConfigAsked {
+    #[serde(default, rename = "defaultToGlobal")]
+    default_to_global: bool,
+}
+
+async fn config_of(
+    State(database): State<Database>,
+    Path(subject): Path<String>,
+    Query(asked): Query<ConfigAsked>,
+) -> Answer {
+    if !asked.default_to_global {
+        registry::versions(&**client(&database).await?, &subject).await?;
+    }
+    Ok(config().await)
 }
 
 async fn mode() -> Response {

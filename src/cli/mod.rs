@@ -29,6 +29,7 @@ pub use output::Output;
 
 use crate::app::telemetry;
 use crate::settings::LoadedSettings;
+use crate::store::describe;
 
 /// A check that was answered with no.
 pub const FOUND_FALSE: u8 = 3;
@@ -114,8 +115,23 @@ async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result
 
 /// One paragraph, the whole chain of causes, no trace.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", told(error));
     ExitCode::FAILURE
+}
+
+/// The chain of causes. What PostgreSQL said is told once: errors of the store tell it already, better
+/// than the driver does.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let postgres = cause.downcast_ref::<tokio_postgres::Error>().map(describe);
+        if postgres.as_ref().is_some_and(|said| text.contains(said.as_str())) {
+            break;
+        }
+        let separator = if text.is_empty() { "" } else { ": " };
+        text = format!("{text}{separator}{}", postgres.unwrap_or_else(|| cause.to_string()));
+    }
+    text
 }
 
 #[cfg(test)]

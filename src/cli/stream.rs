@@ -30,6 +30,10 @@ enum StreamVerb {
     Show(ShowArgs),
 }
 
+fn time(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|error: jiff::Error| format!("{error}; a time is written as in 2026-03-31T14:05:00Z"))
+}
+
 #[derive(Debug, Args)]
 struct ShowArgs {
     /// The stream: an order id
@@ -39,7 +43,7 @@ struct ShowArgs {
     #[arg(long, value_name = "N", conflicts_with = "at_time")]
     at_version: Option<i64>,
     /// The state as of this time, RFC 3339
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     at_time: Option<Timestamp>,
     /// What each event changed in the state
     #[arg(long)]
