@@ -40,7 +40,9 @@ pub(super) fn document(routes: OpenApiRouter<Arc<Api>>, secured: bool) -> (Route
         .description(Some(
             "Commands in, queries out. A command is accepted (202) once Kafka holds it and decided exactly once in \
              effect; `Prefer: wait=N` and the `/sync` routes wait for the decision. Reads come from read tables and \
-             tell how fresh they are; a `Consistency-Token` makes a read see a given write.",
+             tell how fresh they are; a `Consistency-Token` makes a read see a given write. Beside them the schema \
+             registry's read API is served (`/subjects`, `/schemas`, `/config`, `/mode`), with the paths, shapes and \
+             error codes that its stock clients know.",
         ))
         .build();
     let base = OpenApiBuilder::new().info(info).build();

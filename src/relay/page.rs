@@ -8,7 +8,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use futures_util::{Stream as Rows, StreamExt as _};
+use futures_util::{FutureExt as _, Stream as Rows, StreamExt as _};
 use uuid::Uuid;
 
 use super::RelayError;
@@ -38,8 +38,7 @@ struct Page {
 }
 
 impl Page {
-    fn count(&mut self, row: &OutboxRow) {
-        let key = row.key();
+    fn count(&mut self, key: PartitionKey, row: &OutboxRow) {
         match self.counts.last_mut() {
             Some((last, count)) if *last == key => *count += 1,
             _ => self.counts.push((key, 1)),
@@ -131,9 +130,16 @@ impl Stream {
         let mut rows = pin!(rows);
         let patience = self.leases.duration;
         loop {
-            let Ok(row) = tokio::time::timeout(patience, rows.next()).await else {
-                self.lose_database(&format!("no row within {patience:?}"));
-                return Ok(());
+            // A row that is there costs no timer.
+            let row = match rows.next().now_or_never() {
+                Some(row) => row,
+                None => match tokio::time::timeout(patience, rows.next()).await {
+                    Ok(row) => row,
+                    Err(_) => {
+                        self.lose_database(&format!("no row within {patience:?}"));
+                        return Ok(());
+                    }
+                },
             };
             let Some(row) = row.transpose()? else { return Ok(()) };
             if page.rows == 0 {
@@ -144,8 +150,9 @@ impl Stream {
             if look && !self.has_room_for_more(&mut page.full_since).await {
                 return Ok(());
             }
-            page.count(&row);
-            match self.hand_over_row(&row) {
+            let key = row.key();
+            page.count(key, &row);
+            match self.hand_over_row(key, &row) {
                 Ok(Handed::Taken) => {}
                 Ok(Handed::Full) => {
                     self.next_read = Instant::now() + ROOM_RETRY;
@@ -153,9 +160,9 @@ impl Stream {
                 }
                 Ok(Handed::Failed) => return Ok(()),
                 Ok(Handed::TooLarge) => {
-                    page.alarms.push((row.key(), too_large(&row, "the producer's message.max.bytes")));
+                    page.alarms.push((key, too_large(&row, "the producer's message.max.bytes")));
                 }
-                Err(alarm) => page.alarms.push((row.key(), alarm)),
+                Err(alarm) => page.alarms.push((key, alarm)),
             }
         }
     }
@@ -192,8 +199,8 @@ impl Stream {
         }
     }
 
-    fn hand_over_row(&mut self, row: &OutboxRow) -> Result<Handed, Alarm> {
-        let (Some(ours), Some(publisher)) = (self.partitions.get_mut(&row.key()), &self.publisher) else {
+    fn hand_over_row(&mut self, key: PartitionKey, row: &OutboxRow) -> Result<Handed, Alarm> {
+        let (Some(ours), Some(publisher)) = (self.partitions.get_mut(&key), &self.publisher) else {
             return Ok(Handed::Failed);
         };
         if ours.state != State::Streaming {
@@ -221,16 +228,17 @@ impl Stream {
             return Err(alarm);
         }
         let message_type = row.message_type();
-        if !self.sources.contains_key(message_type) {
-            self.sources.insert(message_type.to_owned(), source_of(message_type));
-        }
+        let source = match self.sources.get(message_type) {
+            Some(source) => source,
+            None => self.sources.entry(message_type.to_owned()).or_insert_with(|| source_of(message_type)),
+        };
         let mut key = Uuid::encode_buffer();
         let handed = publisher.hand_over(Outgoing {
             target: &ours.target,
             acknowledged: &ours.acknowledged,
             seq,
             key: row.record_key().hyphenated().encode_lower(&mut key),
-            headers: row.envelope(&self.sources[message_type]).headers(),
+            headers: row.envelope(source).headers(),
             created_ms: row.created_at().as_millisecond(),
             value: row.value(),
         });
