@@ -95,13 +95,15 @@ impl Rebalancer {
             };
             list.set_partition_offset(&source.topic, source.partition, offset)?;
         }
+        // The client keeps a pause beyond a revocation: one that was idle before would stay so. Ended before
+        // the assignment, whose start of fetching runs in the client's own thread: when both met, what was
+        // fetched counted as outdated and was dropped, and the partition stood still for good.
+        if claimed.count() > 0 {
+            consumer.resume(&claimed)?;
+        }
         consumer.incremental_assign(list)?;
         if idle.count() > 0 {
             consumer.pause(&idle)?;
-        }
-        // The client keeps a pause beyond a revocation: one that was idle before would stay so.
-        if claimed.count() > 0 {
-            consumer.resume(&claimed)?;
         }
         Ok(())
     }
