@@ -9,7 +9,7 @@ use outbox::{published, start, stop};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_oversized_record_stops_its_partition_and_no_other() {
     let mut harness = Harness::new("relay_oversized").await;
-    harness.settings.relay.record_bytes_max = 2_000_000;
+    harness.settings.topics.event_bytes_max = 2_000_000;
     let mut client = harness.client().await;
     let events = outbox::events(&client, &harness.names().events()).await;
     outbox::set_topic_option(&harness.settings, &events.name, "max.message.bytes", "1048588").await;
@@ -50,7 +50,7 @@ async fn an_oversized_record_stops_its_partition_and_no_other() {
         Some(alarms().await).filter(|alarms| alarms.len() == 2)
     })
     .await;
-    assert!(alarms[0].0 == 0 && alarms[0].1.contains("relay.record_bytes_max"), "{alarms:?}");
+    assert!(alarms[0].0 == 0 && alarms[0].1.contains("topics.event_bytes_max"), "{alarms:?}");
     assert!(alarms[1].0 == 1 && alarms[1].1.contains("max.message.bytes"), "{alarms:?}");
     outbox::append(&mut client, events.id, 2, 20).await;
     published(&client, &events, &[(2, 120)]).await;

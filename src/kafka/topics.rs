@@ -71,6 +71,12 @@ pub struct TopicSpec {
     pub config: Vec<(&'static str, String)>,
 }
 
+const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
+/// Left free beside an event's value for its key, its headers and the batch around it.
+const KEY_AND_HEADERS_BYTES: u32 = 48_588;
+/// What a topic must take in any case: Kafka's own default, which a full batch of ours comes near.
+const BATCH_BYTES: u32 = 1_048_588;
+
 /// Every topic of a context.
 pub fn specs(names: &TopicNames, settings: &TopicSettings) -> Vec<TopicSpec> {
     let in_sync = if settings.replication >= 3 { "2" } else { "1" };
@@ -80,7 +86,7 @@ pub fn specs(names: &TopicNames, settings: &TopicSettings) -> Vec<TopicSpec> {
     for name in names.lanes().into_iter().chain([names.overflow()]) {
         let mut config = durable();
         config.push(("retention.ms", (hours * 3_600_000).to_string()));
-        config.push(("max.message.bytes", settings.command_record_bytes_max.to_string()));
+        config.push((MAX_MESSAGE_BYTES, settings.command_record_bytes_max.to_string()));
         specs.push(TopicSpec {
             name,
             partitions: settings.command_partitions,
@@ -93,6 +99,8 @@ pub fn specs(names: &TopicNames, settings: &TopicSettings) -> Vec<TopicSpec> {
         let mut config = durable();
         config.push(("retention.ms", retention));
         config.push(("retention.bytes", "-1".to_owned()));
+        let room = settings.event_bytes_max.saturating_add(KEY_AND_HEADERS_BYTES).max(BATCH_BYTES);
+        config.push((MAX_MESSAGE_BYTES, room.to_string()));
         specs.push(TopicSpec {
             name,
             partitions: settings.event_partitions,
@@ -208,7 +216,7 @@ pub async fn check(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<
         })?;
         for (key, wanted) in &spec.config {
             let found = config.get(key).and_then(|entry| entry.value.clone()).unwrap_or_default();
-            if found != *wanted {
+            if !fits(key, &found, wanted) {
                 mismatches.push(Mismatch {
                     topic: spec.name.clone(),
                     problem: format!(
@@ -219,6 +227,12 @@ pub async fn check(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<
         }
     }
     Ok(mismatches)
+}
+
+/// A topic that takes larger records than ours harms nobody.
+fn fits(key: &str, found: &str, wanted: &str) -> bool {
+    let bytes = |text: &str| text.parse::<u64>().ok();
+    found == wanted || (key == MAX_MESSAGE_BYTES && bytes(found) >= bytes(wanted))
 }
 
 /// Partitions of a topic; none when it does not exist.
@@ -239,4 +253,26 @@ fn admin(settings: &KafkaSettings) -> Result<AdminClient<DefaultClientContext>, 
 
 fn connect_error(settings: &KafkaSettings, error: &rdkafka::error::KafkaError) -> KafkaError {
     KafkaError::Connect { brokers: settings.brokers.clone(), reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_may_take_larger_records_and_not_smaller_ones() {
+        assert!(fits(MAX_MESSAGE_BYTES, "8388608", "1048588"));
+        assert!(!fits(MAX_MESSAGE_BYTES, "100000", "1048588"));
+        assert!(!fits("retention.ms", "8388608", "1048588"));
+    }
+
+    #[test]
+    fn the_events_topic_takes_the_largest_event_and_never_less_than_a_batch() {
+        for (event_bytes_max, room) in [(100, "1048588"), (1_000_000, "1048588"), (2_000_000, "2048588")] {
+            let settings = TopicSettings { event_bytes_max, ..TopicSettings::default() };
+            let specs = specs(&TopicNames::new("orders", &settings), &settings);
+            let events = specs.iter().find(|spec| spec.name == "orders-events").expect("events");
+            assert!(events.config.contains(&(MAX_MESSAGE_BYTES, room.to_owned())), "{events:?}");
+        }
+    }
 }

@@ -191,10 +191,9 @@ impl<C: BoundedContext> Desk<'_, C> {
                 return Ok(Verdict::refused(COMMAND_FAILED, reason, Some(version)));
             }
         };
-        let codec = &self.scope.codec;
-        let encoded: Result<Vec<Encoded>, _> = events.iter().map(|event| codec.encode(event)).collect();
+        let encoded: Result<Vec<Encoded>, _> = events.iter().map(|event| encode(self.scope, event)).collect();
         let encoded =
-            encoded.map_err(|error| Failure::Command(index, format!("its event cannot be written: {error}")))?;
+            encoded.map_err(|reason| Failure::Command(index, format!("its event cannot be written: {reason}")))?;
         let evolved = catch_unwind(AssertUnwindSafe(|| events.iter().for_each(|event| stream.state.evolve(event))));
         // The state may be half changed: the batch is loaded anew, without this command.
         evolved.map_err(|panic| {
@@ -238,6 +237,19 @@ impl<C: BoundedContext> Desk<'_, C> {
         self.decided.counters.insert(counter, *seq);
         let value = outcome.json(C::STREAM_ID_FIELD);
         self.decided.results.push(NewResult { command: index, seq: *seq, message_id, value });
+    }
+}
+
+/// The stored form of an event. One that no record can carry would be appended and never published,
+/// and its partition would stand still: it has to be found before it is written.
+fn encode<C: BoundedContext>(scope: &Scope<C>, event: &<C::Aggregate as Aggregate>::Event) -> Result<Encoded, String> {
+    let encoded = scope.codec.encode(event).map_err(|error| error.to_string())?;
+    match encoded.bytes.len() {
+        bytes if bytes > scope.event_bytes_max => Err(format!(
+            "{} would have {bytes} bytes, topics.event_bytes_max allows {}",
+            encoded.event_type, scope.event_bytes_max
+        )),
+        _ => Ok(encoded),
     }
 }
 

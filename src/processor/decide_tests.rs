@@ -12,6 +12,7 @@ use super::cache::Cached;
 use super::decide::{Decided, decide};
 use super::intake::{Ask, Intake};
 use super::load::Loaded;
+use super::retry::Failure;
 use super::{Payload, Scope};
 use crate::avro::SchemaIds;
 use crate::kafka::{Record, TopicPartition};
@@ -67,20 +68,24 @@ fn scope() -> Scope<OrdersContext> {
         groups: Vec::new(),
         codec: Arc::new(OrdersCodec::new(&ids).expect("codec")),
         type_prefix: "throughline.orders.".into(),
+        event_bytes_max: 1_000,
         topic_ids: Arc::default(),
     }
 }
 
-/// Decides as on an empty store whose counters all stand at 100.
-fn decided(batch: &OrdersBatch) -> Decided<Order> {
+/// An empty store whose counters all stand at 100.
+fn loaded(batch: &OrdersBatch) -> Loaded<Order> {
     let empty = || Cached { state: Order::default(), version: 0, snapshot_version: 0 };
-    let loaded = Loaded {
+    Loaded {
         now: Timestamp::UNIX_EPOCH,
         last_seq: (0..PARTITIONS).flat_map(|partition| [((partition, 1), 100), ((partition, 2), 100)]).collect(),
         streams: batch.commands.iter().map(|command| (command.stream_id, empty())).collect(),
         outcomes: HashMap::new(),
-    };
-    decide(&scope(), batch, loaded).expect("decided")
+    }
+}
+
+fn decided(batch: &OrdersBatch) -> Decided<Order> {
+    decide(&scope(), batch, loaded(batch)).expect("decided")
 }
 
 fn codes(decided: &Decided<Order>) -> Vec<&str> {
@@ -139,4 +144,16 @@ fn a_failed_command_keeps_its_place_and_is_parked() {
     let decided = decided(&batch);
     assert_eq!(codes(&decided), ["COMMAND_FAILED", "ACCEPTED"]);
     assert_eq!(decided.parked.len(), 1);
+}
+
+#[test]
+fn an_event_that_no_record_can_carry_names_its_command() {
+    let id = Uuid::from_u128;
+    let mut large = place(id(2), id(12));
+    large["items"] = vec![large["items"][0].clone(); 40].into();
+    let batch = batch_of(&[(0, place(id(1), id(11))), (0, large)]);
+    match decide(&scope(), &batch, loaded(&batch)) {
+        Err(Failure::Command(1, reason)) => assert!(reason.contains("topics.event_bytes_max"), "{reason}"),
+        other => panic!("{:?}", other.map(|decided| codes(&decided).join(" "))),
+    }
 }

@@ -75,6 +75,8 @@ struct Scope<C: BoundedContext> {
     codec: Arc<C::Codec>,
     /// `throughline.orders.`
     type_prefix: String,
+    /// Of an event's value.
+    event_bytes_max: usize,
     topic_ids: Arc<TopicIds>,
 }
 
@@ -104,6 +106,7 @@ pub async fn run<C: BoundedContext>(
         groups: (0..lanes::LANES).map(|lane| names.processor_group(lane)).collect(),
         codec,
         type_prefix: format!("throughline.{}.", C::NAME),
+        event_bytes_max: settings.topics.event_bytes_max as usize,
         topic_ids: Arc::default(),
     });
     let consumers = Arc::new(start_consumers(&settings, &names, &scope, &database)?);

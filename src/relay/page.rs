@@ -217,8 +217,8 @@ impl Stream {
                 ),
                 seq: None,
             })
-        } else if row.value().len() > self.settings.relay.record_bytes_max {
-            Some(too_large(row, "relay.record_bytes_max"))
+        } else if row.value().len() > self.settings.topics.event_bytes_max as usize {
+            Some(too_large(row, "topics.event_bytes_max"))
         } else {
             None
         };

@@ -20,8 +20,6 @@ pub struct RelaySettings {
     pub poll_max_ms: u64,
     /// While busy, wait this long for a batch to fill, milliseconds.
     pub linger_ms: u64,
-    /// Records larger than this are not produced: the partition stops with an alarm, bytes.
-    pub record_bytes_max: usize,
     /// Topics, comma separated, whose lost records are accepted: a topic that holds less than was
     /// published (created anew, truncated) is otherwise refused. Its readers see a hole.
     pub accept_lost_records_of: String,
@@ -37,7 +35,6 @@ impl Default for RelaySettings {
             poll_min_ms: 1,
             poll_max_ms: 10,
             linger_ms: 10,
-            record_bytes_max: 1_000_000,
             accept_lost_records_of: String::new(),
         }
     }

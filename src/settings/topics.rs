@@ -19,6 +19,10 @@ pub struct TopicSettings {
     /// Largest record of a commands topic, bytes; larger than any valid command, so that an
     /// oversized one is refused with a reason instead of being lost at its producer.
     pub command_record_bytes_max: u32,
+    /// Largest value of an event, bytes. A command whose event would be larger is refused and parked
+    /// before anything is written; the relay stops before one that got into the outbox all the same.
+    /// The topics' `max.message.bytes` leaves room for it. Our producer takes 8 MiB.
+    pub event_bytes_max: u32,
 }
 
 impl Default for TopicSettings {
@@ -30,6 +34,7 @@ impl Default for TopicSettings {
             replication: 1,
             command_retention_hours: 7 * 24,
             command_record_bytes_max: 4 * 1024 * 1024,
+            event_bytes_max: 1_000_000,
         }
     }
 }

@@ -55,6 +55,8 @@ impl EventCodec for FragileCodec {
             "encode" => Err(UndecodableEvent("encode broke".into())),
             // PostgreSQL takes no NUL in a text: the whole statement fails.
             "append" => Ok(Encoded { event_type: "bad\0type", schema_version: 1, bytes: Vec::new() }),
+            // One byte more than an event may have.
+            "bulk" => Ok(Encoded { event_type: "Bulky", schema_version: 1, bytes: vec![0; 1_000_001] }),
             text => Ok(Encoded { event_type: "Happened", schema_version: 1, bytes: text.as_bytes().to_vec() }),
         }
     }

@@ -17,7 +17,7 @@ fn ask(order: Uuid, command: Uuid, trouble: Option<&str>) -> serde_json::Value {
 async fn poison_is_parked_and_neighbours_go_on() {
     let harness = Harness::new("processor_poison").await;
     let (client, source) = (harness.client().await, Source::new(&harness));
-    let troubles = ["decide", "evolve", "encode", "append", "append", "refuse", "parse"];
+    let troubles = ["decide", "evolve", "encode", "append", "append", "refuse", "parse", "bulk"];
     let order = Uuid::new_v4();
     let mut records = Vec::new();
     let mut ids = Vec::new();
@@ -42,13 +42,13 @@ async fn poison_is_parked_and_neighbours_go_on() {
         .map(|(id, _)| *id)
         .collect();
     let outcomes = decided(&client, &failed).await;
-    assert_eq!(outcomes.len(), 5);
+    assert_eq!(outcomes.len(), 6);
     assert!(outcomes.iter().all(|outcome| outcome.code.as_deref() == Some("COMMAND_FAILED")), "{outcomes:?}");
     let parked = "select count(*) from throughline.dead_letters where reason_code = 'COMMAND_FAILED'";
-    assert_eq!(number(&client, parked).await, 5);
+    assert_eq!(number(&client, parked).await, 6);
     assert_eq!(number(&client, "select count(*) from throughline.commands where code = 'REFUSED'").await, 1);
     assert_eq!(number(&client, "select count(*) from throughline.commands where code = 'INVALID_COMMAND'").await, 1);
-    assert_eq!(number(&client, "select count(*) from throughline.events").await, 193);
+    assert_eq!(number(&client, "select count(*) from throughline.events").await, 192);
     sound(&client).await;
 }
 
