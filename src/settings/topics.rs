@@ -21,7 +21,8 @@ pub struct TopicSettings {
     pub command_record_bytes_max: u32,
     /// Largest value of an event, bytes. A command whose event would be larger is refused and parked
     /// before anything is written; the relay stops before one that got into the outbox all the same.
-    /// The topics' `max.message.bytes` leaves room for it. Our producer takes 8 MiB.
+    /// The topics' `max.message.bytes` leaves room for it. More than the default is for codecs of your
+    /// own: `avro` neither writes nor reads events above 1,000,000 bytes, and our producer takes 8 MiB.
     pub event_bytes_max: u32,
 }
 
