@@ -43,6 +43,7 @@ kinds! {
     INVALID_JSON, BAD_REQUEST, "The body is not JSON", "Send one JSON object, UTF-8.";
     INVALID_COMMAND, UNPROCESSABLE_ENTITY, "The command is invalid", "Correct the field that the detail names; nothing was recorded.";
     INVALID_CONSISTENCY_TOKEN, BAD_REQUEST, "The consistency token is not one of ours", "Send the header exactly as a write answered it.";
+    COMMAND_FAILED, UNPROCESSABLE_ENTITY, "The command could not be carried out", "It is kept whole as a dead letter, and a repetition gets the same answer: tell the operator the command id.";
     COMMAND_ID_REUSED, UNPROCESSABLE_ENTITY, "The command id or idempotency key was used with another payload", "Use a new key for a new command; repeat a command with its payload unchanged.";
     VERSION_MISMATCH, PRECONDITION_FAILED, "The stream stands at another version", "Read it again and decide anew with the version that its ETag tells.";
     UNAUTHENTICATED, UNAUTHORIZED, "Who calls is not known", "Send an API key or a bearer token that this server accepts.";

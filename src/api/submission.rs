@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::envelope::Envelope;
 use super::handover::CommandRecord;
-use super::problem::{COMMAND_ID_REUSED, Problem, RATE_LIMITED, VERSION_MISMATCH};
+use super::problem::{COMMAND_FAILED, COMMAND_ID_REUSED, Problem, RATE_LIMITED, VERSION_MISMATCH};
 use super::{Api, correlation};
 use crate::engine::ids::correlation_id_of_command;
 use crate::store::StoreError;
@@ -123,6 +123,7 @@ fn conclude(outcome: Outcome, envelope: &Envelope) -> Result<Submitted, Problem>
         "VERSION_MISMATCH" if envelope.expected_version.is_some() => Problem::new(VERSION_MISMATCH, reason),
         "INVALID_COMMAND" => Problem::new(super::problem::INVALID_COMMAND, reason),
         "COMMAND_ID_REUSED" => Problem::new(COMMAND_ID_REUSED, reason),
+        "COMMAND_FAILED" => Problem::new(COMMAND_FAILED, reason),
         code => Problem::refusal(code, reason),
     };
     let problem = match outcome.version {

@@ -72,6 +72,28 @@ async fn an_orders_life_over_sync_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_no_record_can_carry_is_answered_and_parked() {
+    let mut harness = Harness::bare("http_bulky").await;
+    harness.settings.topics.event_bytes_max = 2_000;
+    harness.install().await;
+    let server = Server::whole(&harness).await;
+    let mut bulky = an_order();
+    bulky["items"] = vec![bulky["items"][0].clone(); 100].into();
+    let small = an_order();
+    let (refused, placed) =
+        tokio::join!(server.send("/api/orders/sync", &bulky), server.send("/api/orders/sync", &small));
+    refused.is_problem(422, "COMMAND_FAILED");
+    assert!(refused.text("detail").contains("topics.event_bytes_max"), "{refused:?}");
+    assert_eq!(placed.status, 201, "{placed:?}");
+    let page = server.get(refused.text("type")).send().await.unwrap();
+    assert_eq!(page.status(), 200, "what `type` refers to is there");
+    let parked = "select reason_code from throughline.dead_letters";
+    let parked = harness.client().await.query(parked, &[]).await.unwrap();
+    assert_eq!(parked.iter().map(|row| row.get(0)).collect::<Vec<&str>>(), ["COMMAND_FAILED"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_makes_a_retry_one_effect_with_one_answer() {
     let harness = Harness::new("http_keys").await;
     let server = Server::whole(&harness).await;

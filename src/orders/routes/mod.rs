@@ -61,3 +61,16 @@ pub const REFUSALS: &[Kind] = refusals! {
     TOO_MANY_PAYMENTS: "The order holds as many payments as an order may", "Pay in fewer parts.";
     TOTAL_OUT_OF_RANGE: "The total is zero or more than an order may come to", "Split the order.";
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_names_every_code_that_a_command_may_be_refused_with() {
+        let readme = include_str!("../../../README.md");
+        for kind in REFUSALS {
+            assert!(readme.contains(&format!("`{}`", kind.code)), "{} is missing from README.md", kind.code);
+        }
+    }
+}
