@@ -14,11 +14,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::future::BoxFuture;
 use futures_util::{SinkExt as _, TryStreamExt as _, pin_mut};
 use jiff::Timestamp;
 use throughline::engine::{
-    Aggregate as _, EventCodec as _, Projection, ProjectionError, Recorded, destination_partition,
+    Aggregate as _, Applied, EventCodec as _, Projection, ReadModel, Recorded, destination_partition,
 };
 use throughline::kafka::topics::TopicNames;
 use throughline::orders::domain::{
@@ -72,11 +71,11 @@ async fn measure(settings: Arc<Settings>, events: usize, wanted: &[String]) {
     let mut events_seconds = 0.0;
     let nothing: Arc<dyn Projection<Event = OrderEvent>> = Arc::new(Nothing);
     for projection in std::iter::once(nothing).chain(projections::all()) {
-        let name = projection.name();
-        if name != Nothing.name() && !wanted.is_empty() && !wanted.iter().any(|one| one == name) {
+        let name = projection.read_model().name;
+        if name != NOTHING && !wanted.is_empty() && !wanted.iter().any(|one| one == name) {
             continue;
         }
-        install(&mut owner, projection.as_ref()).await.expect("installs");
+        install(&mut owner, projection.read_model()).await.expect("installs");
         owner
             .execute(
                 "insert into throughline.checkpoints (partition, projection, next_offset, seq)
@@ -92,13 +91,13 @@ async fn measure(settings: Arc<Settings>, events: usize, wanted: &[String]) {
         let report = rebuild(&projector, &Arc::default(), false).await.expect("rebuilds");
         assert!(report.compared && report.differences.is_empty(), "{:?}", report.differences);
         let (mut rows, mut copy) = (0, 0.0);
-        for table in projection.tables() {
+        for table in projection.read_model().tables {
             owner.batch_execute("checkpoint").await.ok();
             let (copied, seconds) = bare_copy(&owner, table).await;
             rows += copied;
             copy += seconds;
         }
-        if name == Nothing.name() {
+        if name == NOTHING {
             events_seconds = report.seconds;
         }
         println!(
@@ -115,31 +114,23 @@ async fn measure(settings: Arc<Settings>, events: usize, wanted: &[String]) {
 
 /// Reads and decodes, and no more: what every rebuild pays for.
 struct Nothing;
+const NOTHING: &str = "nothing";
 
 impl Projection for Nothing {
     type Event = OrderEvent;
 
-    fn name(&self) -> &'static str {
-        "nothing"
+    fn read_model(&self) -> ReadModel {
+        ReadModel {
+            name: NOTHING,
+            version: 1,
+            ddl: "create table nothing (partition int not null)",
+            indexes: &[],
+            tables: &["nothing"],
+            views: &[],
+        }
     }
 
-    fn version(&self) -> i32 {
-        1
-    }
-
-    fn ddl(&self) -> &'static str {
-        "create table nothing (partition int not null)"
-    }
-
-    fn tables(&self) -> &'static [&'static str] {
-        &["nothing"]
-    }
-
-    fn apply<'a>(
-        &'a self,
-        _: &'a Transaction<'a>,
-        _: &'a [Recorded<OrderEvent>],
-    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+    fn apply<'a>(&'a self, _: &'a Transaction<'a>, _: &'a [Recorded<OrderEvent>]) -> Applied<'a> {
         Box::pin(std::future::ready(Ok(())))
     }
 }

@@ -35,13 +35,13 @@ pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> 
     }
     register_schemas(settings, &client).await?;
     for projection in orders::projections::all() {
-        match projection::install(&mut client, projection.as_ref()).await? {
-            Installed::Created => applied.push(format!("projection {}", projection.name())),
+        match projection::install(&mut client, projection.read_model()).await? {
+            Installed::Created => applied.push(format!("projection {}", projection.read_model().name)),
             Installed::Current => {}
             Installed::NeedsRebuild { live, program } => applied.push(format!(
                 "nothing for projection {name}: its tables have version {live}, this program version {program}; run \
                  `throughline projection rebuild {name}`",
-                name = projection.name()
+                name = projection.read_model().name
             )),
         }
     }

@@ -41,7 +41,7 @@ impl std::fmt::Display for Role {
 
 /// Names of all projections.
 pub fn projection_names() -> Vec<&'static str> {
-    orders::projections::all().iter().map(|projection| projection.name()).collect()
+    orders::projections::all().iter().map(|projection| projection.read_model().name).collect()
 }
 
 /// The roles that `names` ask for; none asks for all.
@@ -94,7 +94,7 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                 lifecycle.spawn("maintenance", maintenance::run(settings, shutdown));
             }
             Role::Projection(name) => {
-                for projection in orders::projections::all().into_iter().filter(|one| one.name() == name) {
+                for projection in orders::projections::all().into_iter().filter(|one| one.read_model().name == name) {
                     let (settings, names, codec) = (settings.clone(), names.clone(), codec.clone());
                     let loop_ = projection::run(settings, names, projection, codec, health.clone(), shutdown.clone());
                     lifecycle.spawn(format!("projection {name}"), loop_);

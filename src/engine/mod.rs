@@ -17,5 +17,5 @@ pub use command::{Command, CommandMeta, InvalidCommand};
 pub use context::{BoundedContext, Encoded, EventCodec, UndecodableEvent};
 pub use event::Recorded;
 pub use ids::{Position, destination_partition};
-pub use projection::{Projection, ProjectionError};
+pub use projection::{Applied, Projection, ProjectionError, ReadModel};
 pub use rows::Rows;

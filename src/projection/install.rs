@@ -4,7 +4,7 @@
 
 use tokio_postgres::{Client, Transaction};
 
-use crate::engine::Projection;
+use crate::engine::ReadModel;
 use crate::store::{DatabaseRole, StoreError, roles};
 
 /// What [`install`] found or did.
@@ -18,31 +18,28 @@ pub enum Installed {
     NeedsRebuild { live: i32, program: i32 },
 }
 
-/// Installs `projection`. Idempotent; safe beside another's. `client` is the owner's.
-pub async fn install<E: Send + Sync + 'static>(
-    client: &mut Client,
-    projection: &dyn Projection<Event = E>,
-) -> Result<Installed, StoreError> {
-    let role = DatabaseRole::Projector(projection.name()).name().unwrap_or_default();
+/// Installs `model`. Idempotent; safe beside another's. `client` is the owner's.
+pub async fn install(client: &mut Client, model: ReadModel) -> Result<Installed, StoreError> {
+    let role = DatabaseRole::Projector(model.name).name().unwrap_or_default();
     roles::ensure(client, &role, Some("throughline_projector")).await?;
     let tx = client.transaction().await.map_err(StoreError::at("begin an installation"))?;
     tx.execute("select pg_advisory_xact_lock(hashtext('throughline.install'))", &[])
         .await
         .map_err(StoreError::at("lock installations"))?;
     let live = tx
-        .query_opt("select version from throughline.projections where name = $1", &[&projection.name()])
+        .query_opt("select version from throughline.projections where name = $1", &[&model.name])
         .await
         .map_err(StoreError::at("look for an installed projection"))?
         .map(|row| row.get::<_, i32>(0));
     let installed = match live {
-        Some(live) if live == projection.version() => Installed::Current,
-        Some(live) => Installed::NeedsRebuild { live, program: projection.version() },
+        Some(live) if live == model.version => Installed::Current,
+        Some(live) => Installed::NeedsRebuild { live, program: model.version },
         None => {
-            create_tables(&tx, projection, super::LIVE, &role).await?;
-            create_indexes(&tx, projection, super::LIVE).await?;
+            create_tables(&tx, model, super::LIVE, &role).await?;
+            create_indexes(&tx, model, super::LIVE).await?;
             tx.execute(
                 "insert into throughline.projections (name, version, relations) values ($1, $2, $3)",
-                &[&projection.name(), &projection.version(), &relations(projection)],
+                &[&model.name, &model.version, &relations(model)],
             )
             .await
             .map_err(StoreError::at("register a projection"))?;
@@ -53,37 +50,33 @@ pub async fn install<E: Send + Sync + 'static>(
     Ok(installed)
 }
 
-/// The tables and views of `projection` in the schema `generation`, with the rights on them.
-pub(super) async fn create_tables<E: Send + Sync + 'static>(
+/// The tables and views of `model` in the schema `generation`, with the rights on them.
+pub(super) async fn create_tables(
     tx: &Transaction<'_>,
-    projection: &dyn Projection<Event = E>,
+    model: ReadModel,
     generation: &str,
     role: &str,
 ) -> Result<(), StoreError> {
-    let mut sql = format!("set local search_path = {generation}, pg_catalog;\n{};\n", projection.ddl());
-    for table in projection.tables() {
+    let mut sql = format!("set local search_path = {generation}, pg_catalog;\n{};\n", model.ddl);
+    for table in model.tables {
         sql.push_str(&format!(
             "grant select, insert, update, delete on {generation}.{table} to {role};
              grant select on {generation}.{table} to throughline_reader;\n"
         ));
     }
-    for view in projection.views() {
+    for view in model.views {
         sql.push_str(&format!("grant select on {generation}.{view} to throughline_reader, {role};\n"));
     }
     tx.batch_execute(&sql).await.map_err(StoreError::at("create a projection's tables"))
 }
 
-/// Names of the tables and views that a projection makes.
-pub(super) fn relations<E: Send + Sync + 'static>(projection: &dyn Projection<Event = E>) -> Vec<&'static str> {
-    [projection.tables(), projection.views()].concat()
+/// Names of its tables and views.
+pub(super) fn relations(model: ReadModel) -> Vec<&'static str> {
+    [model.tables, model.views].concat()
 }
 
 /// The secondary indexes.
-pub(super) async fn create_indexes<E: Send + Sync + 'static>(
-    tx: &Transaction<'_>,
-    projection: &dyn Projection<Event = E>,
-    generation: &str,
-) -> Result<(), StoreError> {
-    let sql = format!("set local search_path = {generation}, pg_catalog;\n{};", projection.indexes().join(";\n"));
+pub(super) async fn create_indexes(tx: &Transaction<'_>, model: ReadModel, generation: &str) -> Result<(), StoreError> {
+    let sql = format!("set local search_path = {generation}, pg_catalog;\n{};", model.indexes.join(";\n"));
     tx.batch_execute(&sql).await.map_err(StoreError::at("create a projection's indexes"))
 }

@@ -94,13 +94,13 @@ impl<E: Send + Sync + 'static> Projector<E> {
         projection: Arc<dyn Projection<Event = E>>,
         codec: Arc<dyn EventCodec<Event = E>>,
     ) -> Self {
-        let (topic, group) = (names.events(), names.projection_group(projection.name()));
+        let (topic, group) = (names.events(), names.projection_group(projection.read_model().name));
         Self { settings, projection, codec, topic, group }
     }
 
     /// The projection's name.
     pub fn name(&self) -> &'static str {
-        self.projection.name()
+        self.projection.read_model().name
     }
 
     fn policy(&self) -> FailurePolicy {

@@ -88,7 +88,7 @@ pub async fn rebuild<E: Send + Sync + 'static>(
         seconds: started.elapsed().as_secs_f64(),
         fill_seconds,
         from_version,
-        to_version: projector.projection.version(),
+        to_version: projector.projection.read_model().version,
         compared: differences.is_some(),
         differences: differences.unwrap_or_default(),
     })
@@ -106,7 +106,7 @@ async fn describe<E: Send + Sync + 'static>(
         seconds: 0.0,
         fill_seconds: 0.0,
         from_version: generations.map(|found| found.version),
-        to_version: projector.projection.version(),
+        to_version: projector.projection.read_model().version,
         compared: false,
         differences: Vec::new(),
     })
@@ -124,12 +124,12 @@ async fn prepare<E: Send + Sync + 'static>(
     partitions: i32,
 ) -> Result<i64, ProjectionLoopError> {
     let name = projector.name();
-    install::install(owner, projector.projection.as_ref()).await?;
+    install::install(owner, projector.projection.read_model()).await?;
     let tx = owner.transaction().await.map_err(StoreError::at("begin a rebuild"))?;
-    let relations = owned(&install::relations(projector.projection.as_ref()));
+    let relations = owned(&install::relations(projector.projection.read_model()));
     switch::discard(&tx, &relations, NEXT).await?;
     let role = projector.role().name().unwrap_or_default();
-    install::create_tables(&tx, projector.projection.as_ref(), NEXT, &role).await?;
+    install::create_tables(&tx, projector.projection.read_model(), NEXT, &role).await?;
     tx.execute("delete from throughline.checkpoints where projection = $1 and generation = 'read_next'", &[&name])
         .await
         .map_err(StoreError::at("discard checkpoints of an unfinished rebuild"))?;
@@ -150,9 +150,9 @@ async fn make_indexes<E: Send + Sync + 'static>(
     owner: &mut Client,
 ) -> Result<(), ProjectionLoopError> {
     let tx = owner.transaction().await.map_err(StoreError::at("begin the indexes of a rebuild"))?;
-    install::create_indexes(&tx, projector.projection.as_ref(), NEXT).await?;
+    install::create_indexes(&tx, projector.projection.read_model(), NEXT).await?;
     let analyze: String =
-        projector.projection.tables().iter().map(|table| format!("analyze {NEXT}.{table};")).collect();
+        projector.projection.read_model().tables.iter().map(|table| format!("analyze {NEXT}.{table};")).collect();
     tx.batch_execute(&analyze).await.map_err(StoreError::at("analyze rebuilt tables"))?;
     tx.commit().await.map_err(StoreError::at("commit the indexes of a rebuild"))?;
     Ok(())
@@ -177,7 +177,7 @@ async fn compare<E: Send + Sync + 'static>(
     epoch: i64,
     progress: &Arc<Progress>,
 ) -> Result<Option<Vec<String>>, ProjectionLoopError> {
-    let (name, tables) = (projector.name(), projector.projection.tables());
+    let (name, tables) = (projector.name(), projector.projection.read_model().tables);
     let mut onlooker = switch::unhurried(projector).await?;
     let snapshot = onlooker
         .build_transaction()
@@ -186,7 +186,7 @@ async fn compare<E: Send + Sync + 'static>(
         .start()
         .await
         .map_err(StoreError::at("take a snapshot to compare with"))?;
-    if switch::live_version(&snapshot, name).await? != Some(projector.projection.version()) {
+    if switch::live_version(&snapshot, name).await? != Some(projector.projection.read_model().version) {
         return Ok(None);
     }
     let live = checkpoint::load(&snapshot, name, LIVE).await?;
@@ -311,7 +311,7 @@ async fn hand_over<E: Send + Sync + 'static>(
     let applied = catch_up_exactly(projector, &tx, &live, &next).await?;
     switch::limit_lock_wait(&tx).await?;
     crate::crash_point!("projection.rebuild.before_switch");
-    let relations = owned(&install::relations(projector.projection.as_ref()));
+    let relations = owned(&install::relations(projector.projection.read_model()));
     if let Some(found) = &generations {
         switch::discard(&tx, &found.previous_relations, PREVIOUS).await?;
         switch::relocate(&tx, &found.relations, LIVE, PREVIOUS).await?;
@@ -322,7 +322,7 @@ async fn hand_over<E: Send + Sync + 'static>(
         "update throughline.projections
          set previous_version = version, previous_relations = relations, version = $2, relations = $3,
              switched_at = now(), updated_at = now() where name = $1",
-        &[&name, &projector.projection.version(), &relations],
+        &[&name, &projector.projection.read_model().version, &relations],
     )
     .await
     .map_err(StoreError::at("record a switch"))?;

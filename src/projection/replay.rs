@@ -183,7 +183,7 @@ async fn changes<E: Send + Sync>(
     let error = || StoreError::at("tell row changes");
     let id: String = tx.query_one("select pg_current_xact_id()::xid::text", &[]).await.map_err(error())?.get(0);
     let mut changes = Vec::new();
-    for table in projector.projection.tables() {
+    for table in projector.projection.read_model().tables {
         let statement = format!("select to_jsonb(t) from {table} t where t.xmax = $1::text::xid");
         for row in outside.query(&statement, &[&id]).await.map_err(error())? {
             changes.push(RowChange { table: (*table).to_owned(), before: Some(row.get(0)), after: None });

@@ -100,7 +100,7 @@ pub(super) async fn backward<E: Send + Sync>(
     target: i64,
     seq: i64,
 ) -> Result<Checkpoint, ProjectionLoopError> {
-    for table in projector.projection.tables() {
+    for table in projector.projection.read_model().tables {
         tx.execute(&format!("delete from {table} where partition = $1"), &[&from.partition])
             .await
             .map_err(StoreError::at("clear a partition's rows"))?;

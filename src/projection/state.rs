@@ -32,10 +32,10 @@ async fn judge<E: Send + Sync>(client: &impl GenericClient, projector: &Projecto
         return Ok(Readiness::Waiting("it is not installed; run `throughline db apply`".into()));
     };
     let (version, paused): (i32, bool) = (row.get(0), row.get(1));
-    if version != projector.projection.version() {
+    if version != projector.projection.read_model().version {
         return Ok(Readiness::Waiting(format!(
             "its tables are of version {version}, this program makes version {}; run `throughline projection rebuild {}`",
-            projector.projection.version(),
+            projector.projection.read_model().version,
             projector.name()
         )));
     }
@@ -183,7 +183,7 @@ pub async fn status<E: Send + Sync>(
     let paused = row.as_ref().is_some_and(|row| row.get(1));
     let state = match version {
         None => "not installed",
-        Some(version) if version != projector.projection.version() => "waits for rebuild",
+        Some(version) if version != projector.projection.read_model().version => "waits for rebuild",
         Some(_) if paused => "paused",
         Some(_) => "running",
     };
@@ -191,7 +191,7 @@ pub async fn status<E: Send + Sync>(
         name: name.to_owned(),
         state,
         version,
-        program_version: projector.projection.version(),
+        program_version: projector.projection.read_model().version,
         previous_version: row.as_ref().and_then(|row| row.get(2)),
         switched_at: row.as_ref().and_then(|row| row.get(3)),
         lag_events: partitions.iter().map(|lag| lag.events).sum(),

@@ -118,7 +118,7 @@ impl Bed {
         let topic_id =
             store::destinations::register(&mut owner, &names.events(), PARTITIONS).await.expect("registers").id;
         for one in projections::all() {
-            projection::install(&mut owner, one.as_ref()).await.expect("installs");
+            projection::install(&mut owner, one.read_model()).await.expect("installs");
         }
         let catalogue = install::orders_catalogue(&settings).expect("the schemas are sound");
         let ids = throughline::avro::ids::register(&owner, &catalogue).await.expect("registers schemas");
@@ -137,7 +137,7 @@ impl Bed {
     }
 
     pub fn projection(&self, name: &str) -> Arc<dyn Projection<Event = OrderEvent>> {
-        projections::all().into_iter().find(|one| one.name() == name).expect("a projection of that name")
+        projections::all().into_iter().find(|one| one.read_model().name == name).expect("a projection of that name")
     }
 
     pub fn projector(&self, name: &str) -> Projector<OrderEvent> {

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use throughline::engine::{Projection, ProjectionError, Recorded};
+use throughline::engine::{Applied, Projection, ProjectionError, ReadModel, Recorded};
 use throughline::orders::domain::OrderEvent;
 use tokio_postgres::Transaction;
 use uuid::Uuid;
@@ -34,35 +33,11 @@ pub struct Faulty {
 impl Projection for Faulty {
     type Event = OrderEvent;
 
-    fn name(&self) -> &'static str {
-        self.inner.name()
+    fn read_model(&self) -> ReadModel {
+        ReadModel { version: self.version, ..self.inner.read_model() }
     }
 
-    fn version(&self) -> i32 {
-        self.version
-    }
-
-    fn ddl(&self) -> &'static str {
-        self.inner.ddl()
-    }
-
-    fn indexes(&self) -> &'static [&'static str] {
-        self.inner.indexes()
-    }
-
-    fn tables(&self) -> &'static [&'static str] {
-        self.inner.tables()
-    }
-
-    fn views(&self) -> &'static [&'static str] {
-        self.inner.views()
-    }
-
-    fn apply<'a>(
-        &'a self,
-        tx: &'a Transaction<'a>,
-        batch: &'a [Recorded<OrderEvent>],
-    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+    fn apply<'a>(&'a self, tx: &'a Transaction<'a>, batch: &'a [Recorded<OrderEvent>]) -> Applied<'a> {
         Box::pin(async move {
             let hit = batch.iter().any(|e| e.stream_id == self.stream && e.version >= self.from_version);
             if hit && self.broken.load(Ordering::Acquire) {

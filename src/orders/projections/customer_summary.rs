@@ -5,14 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::engine::{Projection, ProjectionError, Recorded, Rows};
+use crate::engine::{Applied, Projection, ProjectionError, ReadModel, Recorded, Rows};
 use crate::orders::domain::{OrderEvent, OrderPlaced};
 
 /// Customer summary.
@@ -21,62 +20,49 @@ pub(super) struct CustomerSummary;
 impl Projection for CustomerSummary {
     type Event = OrderEvent;
 
-    fn name(&self) -> &'static str {
-        "customer-summary"
+    fn read_model(&self) -> ReadModel {
+        ReadModel {
+            name: "customer-summary",
+            version: 1,
+            ddl: "create table customer_summary_by_partition (
+                 customer_id      text not null,
+                 currency         text not null,
+                 partition        int not null,
+                 orders           bigint not null,
+                 orders_shipped   bigint not null,
+                 orders_cancelled bigint not null,
+                 ordered          numeric not null,
+                 cancelled        numeric not null,
+                 paid             numeric not null,
+                 refund_due       numeric not null,
+                 first_order_at   timestamptz not null,
+                 last_order_at    timestamptz not null,
+                 primary key (customer_id, currency, partition)
+             ) with (fillfactor = 80);
+             create table customer_orders (
+                 order_id    uuid primary key,
+                 partition   int not null,
+                 customer_id text not null,
+                 currency    text not null,
+                 total       numeric not null
+             );
+             create view customer_summary as
+                 select customer_id, currency, sum(orders)::bigint as orders,
+                        sum(orders_shipped)::bigint as orders_shipped, sum(orders_cancelled)::bigint as orders_cancelled,
+                        sum(ordered) as ordered, sum(cancelled) as cancelled, sum(paid) as paid,
+                        sum(refund_due) as refund_due, min(first_order_at) as first_order_at,
+                        max(last_order_at) as last_order_at
+                 from customer_summary_by_partition group by customer_id, currency;
+             comment on view customer_summary is 'Orders and amounts by customer and currency; cancelled orders count in orders and ordered too';
+             comment on table customer_summary_by_partition is 'What customer_summary sums up';
+             comment on table customer_orders is 'Whose an order is, and what it came to'",
+            indexes: &[],
+            tables: &["customer_summary_by_partition", "customer_orders"],
+            views: &["customer_summary"],
+        }
     }
 
-    fn version(&self) -> i32 {
-        1
-    }
-
-    fn ddl(&self) -> &'static str {
-        "create table customer_summary_by_partition (
-             customer_id      text not null,
-             currency         text not null,
-             partition        int not null,
-             orders           bigint not null,
-             orders_shipped   bigint not null,
-             orders_cancelled bigint not null,
-             ordered          numeric not null,
-             cancelled        numeric not null,
-             paid             numeric not null,
-             refund_due       numeric not null,
-             first_order_at   timestamptz not null,
-             last_order_at    timestamptz not null,
-             primary key (customer_id, currency, partition)
-         ) with (fillfactor = 80);
-         create table customer_orders (
-             order_id    uuid primary key,
-             partition   int not null,
-             customer_id text not null,
-             currency    text not null,
-             total       numeric not null
-         );
-         create view customer_summary as
-             select customer_id, currency, sum(orders)::bigint as orders,
-                    sum(orders_shipped)::bigint as orders_shipped, sum(orders_cancelled)::bigint as orders_cancelled,
-                    sum(ordered) as ordered, sum(cancelled) as cancelled, sum(paid) as paid,
-                    sum(refund_due) as refund_due, min(first_order_at) as first_order_at,
-                    max(last_order_at) as last_order_at
-             from customer_summary_by_partition group by customer_id, currency;
-         comment on view customer_summary is 'Orders and amounts by customer and currency; cancelled orders count in orders and ordered too';
-         comment on table customer_summary_by_partition is 'What customer_summary sums up';
-         comment on table customer_orders is 'Whose an order is, and what it came to'"
-    }
-
-    fn tables(&self) -> &'static [&'static str] {
-        &["customer_summary_by_partition", "customer_orders"]
-    }
-
-    fn views(&self) -> &'static [&'static str] {
-        &["customer_summary"]
-    }
-
-    fn apply<'a>(
-        &'a self,
-        tx: &'a Transaction<'a>,
-        batch: &'a [Recorded<OrderEvent>],
-    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+    fn apply<'a>(&'a self, tx: &'a Transaction<'a>, batch: &'a [Recorded<OrderEvent>]) -> Applied<'a> {
         Box::pin(async move {
             let changes = Changes::of(batch);
             futures_util::try_join!(changes.keep_orders(tx), changes.count(tx), changes.count_earlier(tx))?;

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::BoxFuture;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use rust_decimal::Decimal;
@@ -15,7 +14,7 @@ use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::engine::{Projection, ProjectionError, Recorded, Rows};
+use crate::engine::{Applied, Projection, ProjectionError, ReadModel, Recorded, Rows};
 use crate::orders::domain::{OrderEvent, OrderPlaced};
 
 /// Daily sales by product.
@@ -24,58 +23,41 @@ pub(super) struct DailySales;
 impl Projection for DailySales {
     type Event = OrderEvent;
 
-    fn name(&self) -> &'static str {
-        "daily-sales"
+    fn read_model(&self) -> ReadModel {
+        ReadModel {
+            name: "daily-sales",
+            version: 1,
+            ddl: "create table daily_sales_by_partition (
+                 day        date not null,
+                 product_id uuid not null,
+                 currency   text not null,
+                 partition  int not null,
+                 orders     bigint not null,
+                 quantity   bigint not null,
+                 revenue    numeric not null,
+                 primary key (day, product_id, currency, partition)
+             ) with (fillfactor = 80);
+             create table daily_sales_open_orders (
+                 order_id  uuid primary key,
+                 partition int not null,
+                 day       date not null,
+                 currency  text not null,
+                 lines     jsonb not null
+             );
+             create view daily_sales as
+                 select day, product_id, currency, sum(orders)::bigint as orders, sum(quantity)::bigint as quantity,
+                        sum(revenue) as revenue
+                 from daily_sales_by_partition where orders > 0 group by day, product_id, currency;
+             comment on view daily_sales is 'Sales by day (UTC) of placing, product and currency, without cancelled orders';
+             comment on table daily_sales_by_partition is 'What daily_sales sums up';
+             comment on table daily_sales_open_orders is 'What an order that may still be cancelled was counted with'",
+            indexes: &["create index daily_sales_by_product on daily_sales_by_partition (product_id, day)"],
+            tables: &["daily_sales_by_partition", "daily_sales_open_orders"],
+            views: &["daily_sales"],
+        }
     }
 
-    fn version(&self) -> i32 {
-        1
-    }
-
-    fn ddl(&self) -> &'static str {
-        "create table daily_sales_by_partition (
-             day        date not null,
-             product_id uuid not null,
-             currency   text not null,
-             partition  int not null,
-             orders     bigint not null,
-             quantity   bigint not null,
-             revenue    numeric not null,
-             primary key (day, product_id, currency, partition)
-         ) with (fillfactor = 80);
-         create table daily_sales_open_orders (
-             order_id  uuid primary key,
-             partition int not null,
-             day       date not null,
-             currency  text not null,
-             lines     jsonb not null
-         );
-         create view daily_sales as
-             select day, product_id, currency, sum(orders)::bigint as orders, sum(quantity)::bigint as quantity,
-                    sum(revenue) as revenue
-             from daily_sales_by_partition where orders > 0 group by day, product_id, currency;
-         comment on view daily_sales is 'Sales by day (UTC) of placing, product and currency, without cancelled orders';
-         comment on table daily_sales_by_partition is 'What daily_sales sums up';
-         comment on table daily_sales_open_orders is 'What an order that may still be cancelled was counted with'"
-    }
-
-    fn indexes(&self) -> &'static [&'static str] {
-        &["create index daily_sales_by_product on daily_sales_by_partition (product_id, day)"]
-    }
-
-    fn tables(&self) -> &'static [&'static str] {
-        &["daily_sales_by_partition", "daily_sales_open_orders"]
-    }
-
-    fn views(&self) -> &'static [&'static str] {
-        &["daily_sales"]
-    }
-
-    fn apply<'a>(
-        &'a self,
-        tx: &'a Transaction<'a>,
-        batch: &'a [Recorded<OrderEvent>],
-    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+    fn apply<'a>(&'a self, tx: &'a Transaction<'a>, batch: &'a [Recorded<OrderEvent>]) -> Applied<'a> {
         Box::pin(async move {
             let changes = Changes::of(batch);
             futures_util::try_join!(changes.close(tx), changes.open(tx), changes.count(tx))?;

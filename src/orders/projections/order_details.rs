@@ -1,11 +1,10 @@
 //! `order_details` and `order_lines`: all there is to know of one order.
 
-use futures_util::future::BoxFuture;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
 use super::order_changes::{NewOrder, OrderChange, changed_rows, collapse, new_rows};
-use crate::engine::{Projection, ProjectionError, Recorded, Rows};
+use crate::engine::{Applied, Projection, ProjectionError, ReadModel, Recorded, Rows};
 use crate::orders::domain::{OrderEvent, PlacedItem};
 
 /// Order details with lines.
@@ -14,55 +13,46 @@ pub(super) struct OrderDetails;
 impl Projection for OrderDetails {
     type Event = OrderEvent;
 
-    fn name(&self) -> &'static str {
-        "order-details"
+    fn read_model(&self) -> ReadModel {
+        ReadModel {
+            name: "order-details",
+            version: 1,
+            ddl: "create table order_details (
+                 order_id            uuid primary key,
+                 partition           int not null,
+                 customer_id         text not null,
+                 status              text not null,
+                 currency            text not null,
+                 total               numeric not null,
+                 paid                numeric not null,
+                 carrier             text,
+                 tracking_number     text,
+                 cancellation_reason text,
+                 refund_due          numeric,
+                 version             bigint not null,
+                 placed_at           timestamptz not null,
+                 updated_at          timestamptz not null
+             ) with (fillfactor = 85);
+             create table order_lines (
+                 order_id   uuid not null,
+                 line       int not null,
+                 partition  int not null,
+                 product_id uuid not null,
+                 quantity   bigint not null,
+                 unit_price numeric not null,
+                 line_total numeric not null,
+                 primary key (order_id, line)
+             );
+             comment on table order_details is 'One row an order, with shipment and cancellation';
+             comment on column order_details.refund_due is 'What a cancelled order has to be given back';
+             comment on table order_lines is 'The lines of the orders; line counts from 1'",
+            indexes: &[],
+            tables: &["order_details", "order_lines"],
+            views: &[],
+        }
     }
 
-    fn version(&self) -> i32 {
-        1
-    }
-
-    fn ddl(&self) -> &'static str {
-        "create table order_details (
-             order_id            uuid primary key,
-             partition           int not null,
-             customer_id         text not null,
-             status              text not null,
-             currency            text not null,
-             total               numeric not null,
-             paid                numeric not null,
-             carrier             text,
-             tracking_number     text,
-             cancellation_reason text,
-             refund_due          numeric,
-             version             bigint not null,
-             placed_at           timestamptz not null,
-             updated_at          timestamptz not null
-         ) with (fillfactor = 85);
-         create table order_lines (
-             order_id   uuid not null,
-             line       int not null,
-             partition  int not null,
-             product_id uuid not null,
-             quantity   bigint not null,
-             unit_price numeric not null,
-             line_total numeric not null,
-             primary key (order_id, line)
-         );
-         comment on table order_details is 'One row an order, with shipment and cancellation';
-         comment on column order_details.refund_due is 'What a cancelled order has to be given back';
-         comment on table order_lines is 'The lines of the orders; line counts from 1'"
-    }
-
-    fn tables(&self) -> &'static [&'static str] {
-        &["order_details", "order_lines"]
-    }
-
-    fn apply<'a>(
-        &'a self,
-        tx: &'a Transaction<'a>,
-        batch: &'a [Recorded<OrderEvent>],
-    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+    fn apply<'a>(&'a self, tx: &'a Transaction<'a>, batch: &'a [Recorded<OrderEvent>]) -> Applied<'a> {
         Box::pin(async move {
             let (mut inserts, updates) = collapse(batch);
             // By key: a large batch walks the indexes once. Nobody asks for these tables by time.

@@ -1,10 +1,9 @@
 //! `order_history`: every event of every order with its public payload, for audit.
 
-use futures_util::future::BoxFuture;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::{Json, Type};
 
-use crate::engine::{Projection, ProjectionError, Recorded, Rows};
+use crate::engine::{Applied, Projection, ReadModel, Recorded, Rows};
 use crate::orders::domain::OrderEvent;
 use crate::orders::public_json::PublicEvent;
 
@@ -14,42 +13,33 @@ pub(super) struct OrderHistory;
 impl Projection for OrderHistory {
     type Event = OrderEvent;
 
-    fn name(&self) -> &'static str {
-        "order-history"
+    fn read_model(&self) -> ReadModel {
+        ReadModel {
+            name: "order-history",
+            version: 1,
+            ddl: "create table order_history (
+                 order_id       uuid not null,
+                 version        bigint not null,
+                 partition      int not null,
+                 seq            bigint not null,
+                 event_id       uuid not null,
+                 type           text not null,
+                 recorded_at    timestamptz not null,
+                 command_id     uuid not null,
+                 correlation_id text not null,
+                 causation_id   text,
+                 payload        jsonb not null,
+                 primary key (order_id, version)
+             );
+             comment on table order_history is 'Every event of every order, oldest version 1';
+             comment on column order_history.payload is 'The event in its newest shape, as public JSON'",
+            indexes: &[],
+            tables: &["order_history"],
+            views: &[],
+        }
     }
 
-    fn version(&self) -> i32 {
-        1
-    }
-
-    fn ddl(&self) -> &'static str {
-        "create table order_history (
-             order_id       uuid not null,
-             version        bigint not null,
-             partition      int not null,
-             seq            bigint not null,
-             event_id       uuid not null,
-             type           text not null,
-             recorded_at    timestamptz not null,
-             command_id     uuid not null,
-             correlation_id text not null,
-             causation_id   text,
-             payload        jsonb not null,
-             primary key (order_id, version)
-         );
-         comment on table order_history is 'Every event of every order, oldest version 1';
-         comment on column order_history.payload is 'The event in its newest shape, as public JSON'"
-    }
-
-    fn tables(&self) -> &'static [&'static str] {
-        &["order_history"]
-    }
-
-    fn apply<'a>(
-        &'a self,
-        tx: &'a Transaction<'a>,
-        batch: &'a [Recorded<OrderEvent>],
-    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+    fn apply<'a>(&'a self, tx: &'a Transaction<'a>, batch: &'a [Recorded<OrderEvent>]) -> Applied<'a> {
         Box::pin(async move {
             // By key: rows of one order stay together, and a large batch walks the index once.
             let mut events: Vec<&Recorded<OrderEvent>> = batch.iter().collect();

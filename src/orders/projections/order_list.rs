@@ -1,11 +1,10 @@
 //! `order_list`: one row an order, for lists by status or customer, newest first.
 
-use futures_util::future::BoxFuture;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
 use super::order_changes::{NewOrder, OrderChange, changed_rows, collapse, new_rows};
-use crate::engine::{Projection, ProjectionError, Recorded};
+use crate::engine::{Applied, Projection, ProjectionError, ReadModel, Recorded};
 use crate::orders::domain::OrderEvent;
 
 /// The order list.
@@ -14,49 +13,36 @@ pub(super) struct OrderList;
 impl Projection for OrderList {
     type Event = OrderEvent;
 
-    fn name(&self) -> &'static str {
-        "order-list"
+    fn read_model(&self) -> ReadModel {
+        ReadModel {
+            name: "order-list",
+            version: 1,
+            ddl: "create table order_list (
+                 order_id    uuid primary key,
+                 partition   int not null,
+                 customer_id text not null,
+                 status      text not null,
+                 currency    text not null,
+                 total       numeric not null,
+                 paid        numeric not null,
+                 item_count  int not null,
+                 version     bigint not null,
+                 placed_at   timestamptz not null,
+                 updated_at  timestamptz not null
+             ) with (fillfactor = 85);
+             comment on table order_list is 'One row an order; status placed, paid, shipped or cancelled';
+             comment on column order_list.item_count is 'Lines of the order'",
+            indexes: &[
+                "create index order_list_by_time on order_list (placed_at, order_id)",
+                "create index order_list_by_status on order_list (status, placed_at, order_id)",
+                "create index order_list_by_customer on order_list (customer_id, placed_at, order_id)",
+            ],
+            tables: &["order_list"],
+            views: &[],
+        }
     }
 
-    fn version(&self) -> i32 {
-        1
-    }
-
-    fn ddl(&self) -> &'static str {
-        "create table order_list (
-             order_id    uuid primary key,
-             partition   int not null,
-             customer_id text not null,
-             status      text not null,
-             currency    text not null,
-             total       numeric not null,
-             paid        numeric not null,
-             item_count  int not null,
-             version     bigint not null,
-             placed_at   timestamptz not null,
-             updated_at  timestamptz not null
-         ) with (fillfactor = 85);
-         comment on table order_list is 'One row an order; status placed, paid, shipped or cancelled';
-         comment on column order_list.item_count is 'Lines of the order'"
-    }
-
-    fn indexes(&self) -> &'static [&'static str] {
-        &[
-            "create index order_list_by_time on order_list (placed_at, order_id)",
-            "create index order_list_by_status on order_list (status, placed_at, order_id)",
-            "create index order_list_by_customer on order_list (customer_id, placed_at, order_id)",
-        ]
-    }
-
-    fn tables(&self) -> &'static [&'static str] {
-        &["order_list"]
-    }
-
-    fn apply<'a>(
-        &'a self,
-        tx: &'a Transaction<'a>,
-        batch: &'a [Recorded<OrderEvent>],
-    ) -> BoxFuture<'a, Result<(), ProjectionError>> {
+    fn apply<'a>(&'a self, tx: &'a Transaction<'a>, batch: &'a [Recorded<OrderEvent>]) -> Applied<'a> {
         Box::pin(async move {
             let (inserts, updates) = collapse(batch);
             // Different orders each: neither waits for the other's answer.
