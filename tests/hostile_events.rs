@@ -6,8 +6,9 @@ use std::cell::Cell;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use throughline::avro::SchemaIds;
-use throughline::avro::limits::MAX_EVENT_BYTES;
+use serde_json::{Value, json};
+use throughline::avro::limits::{MAX_DEPTH, MAX_ELEMENTS, MAX_EVENT_BYTES};
+use throughline::avro::{Catalogue, Codec, Published, SchemaIds, Upcasters};
 use throughline::engine::EventCodec;
 use throughline::orders::{OrdersCodec, schemas};
 
@@ -137,4 +138,58 @@ fn the_worst_claims_are_refused_cheaply() {
             assert!(PEAK.get() - before < PEAK_MAX, "{} {filler:x}", one.event_type);
         }
     }
+}
+
+/// A codec of one type with one field, and the frame of its id.
+fn codec_of(field: &str) -> (Codec, Vec<u8>) {
+    let definition = format!(
+        r#"{{"type": "record", "name": "Sent", "namespace": "a.b", "fields": [{{"name": "f", "type": {field}}}]}}"#
+    );
+    let published = Published { event_type: "Sent", version: 1, definition: &definition };
+    let catalogue = Catalogue::new("t", "a.b", &[published]).unwrap();
+    let ids = SchemaIds::in_order(&catalogue);
+    let mut frame = vec![0];
+    frame.extend(ids.id_of("Sent", 1).unwrap().to_be_bytes());
+    (Codec::new(catalogue, Upcasters::default(), &ids).unwrap(), frame)
+}
+
+/// Elements without a byte of their own: no length of the message bounds them.
+#[test]
+fn elements_of_nothing_are_counted() {
+    let (codec, frame) = codec_of(r#"{"type": "array", "items": "null"}"#);
+    let claiming = |elements: usize| {
+        let mut bytes = frame.clone();
+        let mut zigzag = (elements as u64) << 1;
+        while zigzag >= 0x80 {
+            bytes.push(zigzag as u8 | 0x80);
+            zigzag >>= 7;
+        }
+        bytes.extend([zigzag as u8, 0]);
+        bytes
+    };
+    let read = |bytes: &[u8]| {
+        let (handle, datum) = codec.newest_datum(bytes).unwrap();
+        codec.read::<Value>(handle, &datum).map(|value| value["f"].as_array().map(Vec::len))
+    };
+    assert_eq!(read(&claiming(MAX_ELEMENTS)).unwrap(), Some(MAX_ELEMENTS));
+    for elements in [MAX_ELEMENTS + 1, 1_000_000_000, usize::MAX >> 2] {
+        let before = HELD.get();
+        PEAK.set(before);
+        read(&claiming(elements)).unwrap_err();
+        codec.written(&claiming(elements)).unwrap_err();
+        assert!(PEAK.get() - before < 2 * PEAK_MAX, "{elements} held {} bytes", PEAK.get() - before);
+    }
+}
+
+/// What the catalogue admits the decoders read: no event is written that cannot be read again.
+#[test]
+fn the_deepest_schema_is_read_back() {
+    let arrays = MAX_DEPTH - 1;
+    let (codec, _) =
+        codec_of(&format!("{}\"long\"{}", r#"{"type": "array", "items": "#.repeat(arrays), "}".repeat(arrays)));
+    let value = json!({"f": (0..arrays).fold(json!(7), |inner, _| json!([inner]))});
+    let bytes = codec.encode(codec.handle("Sent").unwrap(), &value, 64).unwrap();
+    let (handle, datum) = codec.newest_datum(&bytes).unwrap();
+    assert_eq!(codec.read::<Value>(handle, &datum).unwrap(), value);
+    assert_eq!(codec.written(&bytes).unwrap().value, value);
 }

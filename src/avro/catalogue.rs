@@ -2,7 +2,10 @@
 //!
 //! Built from files embedded at build time. Knows no ids (the database gives them) and no Rust types.
 
+use std::collections::HashMap;
+
 use apache_avro::Schema;
+use apache_avro::schema::Name;
 use sha2::{Digest, Sha256};
 
 use super::limits;
@@ -55,6 +58,12 @@ pub enum CatalogueError {
         "schema {event_type}: version {missing} is missing; versions are 1, 2, 3 … in order, and none is ever removed"
     )]
     Gap { event_type: String, missing: i16 },
+    /// Hostile bytes could nest a value of this schema without an end, or it is deeper than what is decoded.
+    #[error(
+        "schema {event_type} version {version} {reason}; at most {} records, arrays and unions are decoded within each other",
+        limits::MAX_DEPTH
+    )]
+    TooDeep { event_type: String, version: i16, reason: String },
 }
 
 impl Catalogue {
@@ -139,8 +148,48 @@ fn parse(namespace: &str, one: &Published<'_>) -> Result<CataloguedSchema, Catal
     if found != expected {
         return Err(CatalogueError::WrongName { event_type, version, expected, found });
     }
+    let depth = Nesting::default().depth(&schema);
+    let too_deep = |reason: String| CatalogueError::TooDeep { event_type: event_type.clone(), version, reason };
+    match depth.map_err(too_deep)? {
+        depth if depth > limits::MAX_DEPTH => return Err(too_deep(format!("is {depth} deep"))),
+        _ => {}
+    }
     let fingerprint = fingerprint(one.definition).map_err(unparsable)?;
     Ok(CataloguedSchema { event_type, version, definition: one.definition.to_owned(), schema, fingerprint })
+}
+
+/// How deep the values of a schema can be. The reference decoder has no bound of its own: bytes of a
+/// schema that contains itself could end the process by its stack.
+#[derive(Default)]
+struct Nesting<'a> {
+    /// Named schemas that are being looked into.
+    open: Vec<&'a Name>,
+    /// Depths of those before.
+    known: HashMap<&'a Name, usize>,
+}
+
+impl<'a> Nesting<'a> {
+    fn depth(&mut self, schema: &'a Schema) -> Result<usize, String> {
+        match schema {
+            Schema::Array(array) => Ok(1 + self.depth(&array.items)?),
+            Schema::Map(map) => Ok(1 + self.depth(&map.types)?),
+            Schema::Union(union) => Ok(1 + self.deepest(union.variants())?),
+            Schema::Record(record) => {
+                self.open.push(&record.name);
+                let depth = 1 + self.deepest(record.fields.iter().map(|field| &field.schema))?;
+                self.open.pop();
+                self.known.insert(&record.name, depth);
+                Ok(depth)
+            }
+            Schema::Ref { name } if self.open.contains(&name) => Err(format!("contains itself in {name}")),
+            Schema::Ref { name } => Ok(self.known.get(name).copied().unwrap_or_default()),
+            _ => Ok(0),
+        }
+    }
+
+    fn deepest(&mut self, schemas: impl IntoIterator<Item = &'a Schema>) -> Result<usize, String> {
+        schemas.into_iter().try_fold(0, |deepest, schema| Ok(self.depth(schema)?.max(deepest)))
+    }
 }
 
 /// SHA-256, hex, of a schema's canonical text: its JSON with sorted keys and without `doc`.
@@ -178,5 +227,37 @@ fn write_canonical(value: &serde_json::Value, text: &mut String) {
             text.push(']');
         }
         scalar => text.push_str(&scalar.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalogue(fields: &str) -> Result<Catalogue, CatalogueError> {
+        let definition = format!(r#"{{"type": "record", "name": "Sent", "namespace": "a.b", "fields": [{fields}]}}"#);
+        Catalogue::new("t", "a.b", &[Published { event_type: "Sent", version: 1, definition: &definition }])
+    }
+
+    fn arrays(depth: usize) -> String {
+        let (open, close) = (r#"{"type": "array", "items": "#.repeat(depth), "}".repeat(depth));
+        format!(r#"{{"name": "f", "type": {open}"int"{close}}}"#)
+    }
+
+    #[test]
+    fn a_schema_whose_values_have_no_bound_of_depth_is_refused() {
+        let itself = catalogue(r#"{"name": "next", "type": ["null", "Sent"]}"#).unwrap_err();
+        assert!(itself.to_string().contains("contains itself in a.b.Sent"), "{itself}");
+        assert!(catalogue(&arrays(limits::MAX_DEPTH - 1)).is_ok());
+        assert!(matches!(catalogue(&arrays(limits::MAX_DEPTH)), Err(CatalogueError::TooDeep { .. })));
+    }
+
+    #[test]
+    fn what_is_used_twice_counts_where_it_is_used() {
+        let deep = format!(r#"{{"type": "record", "name": "Deep", "fields": [{}]}}"#, arrays(limits::MAX_DEPTH - 3));
+        let twice = |second: &str| format!(r#"{{"name": "a", "type": {deep}}}, {{"name": "b", "type": {second}}}"#);
+        assert!(catalogue(&twice(r#""Deep""#)).is_ok());
+        let array = r#"{"type": "array", "items": {"type": "array", "items": "Deep"}}"#;
+        assert!(matches!(catalogue(&twice(array)), Err(CatalogueError::TooDeep { .. })));
     }
 }

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Histogram};
-use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::Notify;
 
 use crate::kafka::{KafkaError, TopicPartition, client};
@@ -37,6 +37,11 @@ impl Acknowledged {
     /// The contiguous watermark.
     pub fn seq(&self) -> i64 {
         self.seq.load(Ordering::Acquire)
+    }
+
+    /// Moves to `seq` if that is the next number; false, and nothing moves, if it is another.
+    fn advance(&self, seq: i64) -> bool {
+        self.seq.compare_exchange(seq - 1, seq, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -161,14 +166,7 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
         match result {
             Ok(_) => {
-                let expected = delivery.seq - 1;
-                let advanced = !self.failed.load(Ordering::Acquire)
-                    && delivery
-                        .acknowledged
-                        .seq
-                        .compare_exchange(expected, delivery.seq, Ordering::AcqRel, Ordering::Acquire)
-                        .is_ok();
-                if advanced {
+                if !self.failed.load(Ordering::Acquire) && delivery.acknowledged.advance(delivery.seq) {
                     self.published.increment(1);
                     self.latency.record(seconds_since(delivery.created_ms));
                 } else {
@@ -195,6 +193,21 @@ impl ProducerContext for Deliveries {
 fn seconds_since(created_ms: i64) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as i64);
     (now - created_ms).max(0) as f64 / 1_000.0
+}
+
+/// The producer's options. Order and gaplessness are not for sale: they come after the operator's own.
+fn config(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = client::producer(settings, PRODUCER_LINGER_MS);
+    // A record never times out: one that did could be overtaken by the next, which leaves a hole in
+    // the topic, where a late duplicate is merely dropped by its readers. For the same reason a record
+    // that is refused for good must stop the producer.
+    config.remove("delivery.timeout.ms");
+    config
+        .set("message.timeout.ms", "0")
+        .set("enable.idempotence", "true")
+        .set("enable.gapless.guarantee", "true")
+        .set("acks", "all");
+    config
 }
 
 /// A record to publish, borrowed from its outbox row.
@@ -231,17 +244,6 @@ pub struct Publisher {
 impl Publisher {
     /// `progress` is notified when half of `in_flight_max` or nothing is left, and on failure.
     pub fn new(settings: &KafkaSettings, in_flight_max: usize, progress: Arc<Notify>) -> Result<Self, KafkaError> {
-        let mut config = client::producer(settings, PRODUCER_LINGER_MS);
-        // Set after the operator's own options: order and gaplessness are not for sale.
-        // A record never times out: one that did could be overtaken by the next, which leaves a
-        // hole in the topic, where a late duplicate is merely dropped by its readers. For the same
-        // reason a record that is refused for good must stop the producer.
-        config.remove("delivery.timeout.ms");
-        config
-            .set("message.timeout.ms", "0")
-            .set("enable.idempotence", "true")
-            .set("enable.gapless.guarantee", "true")
-            .set("acks", "all");
         let deliveries = Deliveries {
             rows: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
@@ -253,7 +255,7 @@ impl Publisher {
             latency: metrics::histogram!("throughline_relay_publish_seconds"),
             published: metrics::counter!("throughline_relay_published_total"),
         };
-        let producer = config
+        let producer = config(settings)
             .create_with_context(deliveries)
             .map_err(|error| KafkaError::Settings(format!("the relay's producer: {error}")))?;
         Ok(Self { producer })
@@ -325,5 +327,37 @@ impl Publisher {
     fn deliveries(&self) -> &Arc<Deliveries> {
         use rdkafka::producer::Producer;
         self.producer.client().context()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acknowledgements_count_without_a_hole() {
+        let acknowledged = Acknowledged::new(7);
+        assert!(!acknowledged.advance(9) && !acknowledged.advance(7));
+        assert!(acknowledged.advance(8) && acknowledged.advance(9));
+        assert_eq!(acknowledged.seq(), 9);
+    }
+
+    #[test]
+    fn what_keeps_the_topic_whole_cannot_be_switched_off() {
+        let mut settings = KafkaSettings::default();
+        let wanted = [
+            ("message.timeout.ms", "0"),
+            ("enable.idempotence", "true"),
+            ("enable.gapless.guarantee", "true"),
+            ("acks", "all"),
+        ];
+        for (name, _) in wanted.into_iter().chain([("delivery.timeout.ms", "")]) {
+            settings.librdkafka.insert(name.to_owned(), "1".to_owned());
+        }
+        let config = config(&settings);
+        for (name, value) in wanted {
+            assert_eq!(config.get(name), Some(value), "{name}");
+        }
+        assert_eq!(config.get("delivery.timeout.ms"), None, "another name of message.timeout.ms");
     }
 }

@@ -170,7 +170,13 @@ impl Stream {
         tracing::warn!(why, reason, "the relay's producer is replaced; Kafka's tails are read again");
         self.alignment = None;
         for ours in self.partitions.values_mut() {
-            if matches!(ours.state, State::Streaming | State::Aligning) {
+            let interrupted = match ours.state {
+                State::Streaming | State::Aligning => true,
+                // Stopped before a record, with those before it on their way.
+                State::Halted { .. } => ours.has_in_flight(),
+                State::Unaligned | State::Lost => false,
+            };
+            if interrupted {
                 ours.state = State::Unaligned;
                 // What was sent is known when the tail has been read.
                 ours.sent = ours.acknowledged.seq();
