@@ -14,7 +14,7 @@ use crate::engine::{Aggregate, BoundedContext, Encoded, EventCodec, ids};
 
 use super::batch::Batch;
 use super::cache::Cached;
-use super::intake::{Ask, COMMAND_FAILED, Incoming};
+use super::intake::{Ask, COMMAND_FAILED, Incoming, clean_reason};
 use super::load::Loaded;
 use super::outcome::Outcome;
 use super::retry::Failure;
@@ -182,10 +182,10 @@ impl<C: BoundedContext> Desk<'_, C> {
         let events = match catch_unwind(AssertUnwindSafe(|| stream.state.decide(payload))) {
             Ok(Ok(events)) => events,
             Ok(Err(refusal)) => {
-                return Ok(Verdict::refused(refusal.code, without_nul(refusal.reason), Some(stream.version)));
+                return Ok(Verdict::refused(refusal.code, clean_reason(&refusal.reason), Some(stream.version)));
             }
             Err(panic) => {
-                let reason = without_nul(format!("deciding it panicked: {}", panic_text(panic.as_ref())));
+                let reason = clean_reason(&format!("deciding it panicked: {}", panic_text(panic.as_ref())));
                 let version = stream.version;
                 self.decided.parked.push((index, COMMAND_FAILED, reason.clone()));
                 return Ok(Verdict::refused(COMMAND_FAILED, reason, Some(version)));
@@ -251,11 +251,6 @@ fn encode<C: BoundedContext>(scope: &Scope<C>, event: &<C::Aggregate as Aggregat
         )),
         _ => Ok(encoded),
     }
-}
-
-/// PostgreSQL takes no NUL in a text.
-fn without_nul(text: String) -> String {
-    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -57,7 +57,7 @@ pub(super) enum Ask<P> {
 impl<P> Incoming<P> {
     /// Gives up on deciding this command.
     pub fn fail(&mut self, reason: String) {
-        self.ask = Ask::Refuse { code: COMMAND_FAILED, reason: clean(&reason, REASON_BYTES_MAX), park: true };
+        self.ask = Ask::Refuse { code: COMMAND_FAILED, reason: clean_reason(&reason), park: true };
     }
 }
 
@@ -97,7 +97,7 @@ impl Intake {
             Err(invalid) => {
                 // Without a stream nobody will look there: the bytes are kept for people.
                 let park = invalid.stream_id.is_none();
-                let reason = clean(&invalid.reason, REASON_BYTES_MAX);
+                let reason = clean_reason(&invalid.reason);
                 let stream_id = invalid.stream_id.or_else(|| key_id(&record));
                 (invalid.command_id.unwrap_or(fallback), stream_id, Ask::Refuse { code: INVALID_COMMAND, reason, park })
             }
@@ -166,6 +166,11 @@ impl Intake {
 
 fn key_id(record: &Record) -> Option<Uuid> {
     Uuid::try_parse_ascii(record.key.as_deref()?).ok()
+}
+
+/// A reason as it is stored and published, whoever wrote it.
+pub(super) fn clean_reason(reason: &str) -> String {
+    clean(reason, REASON_BYTES_MAX)
 }
 
 /// Text that PostgreSQL takes: without NUL, cut at `bytes_max`.

@@ -32,7 +32,8 @@ impl Aggregate for Fragile {
     fn decide(&self, command: &Ask) -> Decision<String> {
         match command.trouble.as_deref() {
             Some("decide") => panic!("decide broke"),
-            Some("refuse") => Err(Refusal::new("REFUSED", "a reason with a NUL: \0")),
+            // More than any record carries, and a character that PostgreSQL does not take.
+            Some("refuse") => Err(Refusal::new("REFUSED", format!("a NUL: \0{}", "!".repeat(2_000_000)))),
             Some(trouble) => Ok(vec![trouble.to_owned()]),
             None => Ok(vec!["fine".to_owned()]),
         }
