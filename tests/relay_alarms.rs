@@ -37,7 +37,7 @@ async fn an_oversized_record_stops_its_partition_and_no_other() {
     // What stands before a record that stops its partition goes out although others take the producer
     // with them meanwhile; it does not wait for the next look at a stopped partition, 30 s later.
     let before = [(0, 5), (1, 5), (2, 100), (4, 5), (5, 5)];
-    tokio::time::timeout(Duration::from_secs(20), published(&client, &events, &before)).await.expect("at once");
+    tokio::time::timeout(Duration::from_secs(25), published(&client, &events, &before)).await.expect("at once");
     let alarms = || async {
         let rows = client
             .query("select partition, halted from throughline.relay_leases where halted is not null order by 1", &[])

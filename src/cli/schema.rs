@@ -35,6 +35,7 @@ enum SchemaVerb {
         /// Such as OrderPlaced
         #[arg(value_name = "TYPE")]
         event_type: String,
+        /// Such as 2; the newest when none is named
         // Not `version`: clap keeps that name for its flag.
         #[arg(value_name = "VERSION")]
         wanted: Option<i16>,
@@ -53,6 +54,7 @@ enum SchemaVerb {
         /// Newer version; the newest when none is named
         #[arg(value_name = "TO", conflicts_with = "database")]
         to: Option<i16>,
+        /// Compare this program with the database instead of two versions
         #[arg(long)]
         database: bool,
     },
