@@ -2,57 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
-
+use crate::harness::way::Way;
 use crate::harness::{Harness, eventually};
 use crate::server::{Answer, Server, an_order};
 
 /// Silence that counts as a hang here; the outage lasts longer.
 const SILENCE_MAX: Duration = Duration::from_secs(8);
-
-/// A way to PostgreSQL that can be cut.
-struct Way {
-    listen: std::net::SocketAddr,
-    to: String,
-    passing: Option<JoinHandle<()>>,
-}
-
-impl Way {
-    /// Between `127.0.0.1` and the host of `url`; the URL to use instead.
-    async fn new(url: &str) -> (Self, String) {
-        let (head, rest) = url.rsplit_once('@').expect("a user");
-        let (to, database) = rest.split_once('/').expect("a database");
-        let listen = crate::server::free_address();
-        let mut way = Self { listen, to: to.to_owned(), passing: None };
-        way.open().await;
-        (way, format!("{head}@{listen}/{database}"))
-    }
-
-    async fn open(&mut self) {
-        let listener = TcpListener::bind(self.listen).await.expect("the way's port");
-        let to = self.to.clone();
-        self.passing = Some(tokio::spawn(async move {
-            // Cut with this task.
-            let mut connections = JoinSet::new();
-            loop {
-                let (mut from, _) = listener.accept().await.expect("a connection");
-                let to = to.clone();
-                connections.spawn(async move {
-                    let Ok(mut to) = TcpStream::connect(to).await else { return };
-                    drop(copy_bidirectional(&mut from, &mut to).await);
-                });
-            }
-        }));
-    }
-
-    async fn cut(&mut self) {
-        let passing = self.passing.take().expect("an open way");
-        passing.abort();
-        drop(passing.await);
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_database_every_loop_lives_and_none_is_ready() {

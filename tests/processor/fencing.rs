@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::floor::{Running, Source, command, consumed, decided, number, place, sound};
+use crate::harness::way::Way;
 use crate::harness::{Harness, eventually};
 
 /// A claim of another process raises the epoch while ours is inside its transaction, waiting for
@@ -96,5 +97,36 @@ async fn a_connection_cut_is_survived() {
     killer.await.expect("killer");
     running.stop().await;
     assert_eq!(number(&client, "select count(*) from throughline.events").await, 1_000);
+    sound(&client).await;
+}
+
+/// The commit happens and its answer is lost: the same batch, tried again under the same claim, is
+/// told by its position that it is done. Nothing is doubled, also not an answer on the results topic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_is_not_repeated() {
+    let mut harness = Harness::new("processor_lost_answer").await;
+    let (client, source) = (harness.client().await, Source::new(&harness));
+    let (way, url) = Way::new(harness.settings.database.url.expose()).await;
+    harness.settings.database.url = url.as_str().into();
+    harness.settings.processor.batch_commands_max = 10;
+    let ids: Vec<Uuid> = (0..200).map(|_| Uuid::new_v4()).collect();
+    let records: Vec<_> = ids
+        .iter()
+        .map(|id| {
+            let mut record = command(&harness, &place(Uuid::new_v4(), *id));
+            record.headers.push(("reply-to", "orders-command-results".to_owned()));
+            record
+        })
+        .collect();
+    source.produce(&records);
+    way.lose(5);
+    let running = Running::start(&harness.settings).await;
+    assert!(decided(&client, &ids).await.iter().all(|outcome| outcome.accepted));
+    consumed(&client, 200).await;
+    running.stop().await;
+    assert_eq!(way.lost(), 5);
+    assert_eq!(number(&client, "select count(*) from throughline.events").await, 200);
+    let answers = "select count(*) from throughline.outbox where schema_version is null";
+    assert_eq!(number(&client, answers).await, 200, "one answer a command");
     sound(&client).await;
 }

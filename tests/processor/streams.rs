@@ -127,23 +127,32 @@ const LONG_PAST: &str = "
     from throughline.events e, generate_series(1, 100000) n where e.version = 100001;
     alter table throughline.events enable trigger events_are_immutable;";
 
-/// A snapshot that does not decode is no loss.
+/// A snapshot that does not decode, or is of another shape, is no loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unreadable_snapshot_is_ignored() {
+async fn a_snapshot_that_cannot_be_used_is_ignored() {
     let mut harness = Harness::new("processor_snapshot_unreadable").await;
     harness.settings.processor.snapshot_every_events = 2;
     let (client, source) = (harness.client().await, Source::new(&harness));
-    let (order, id) = (Uuid::new_v4(), Uuid::new_v4());
+    let order = Uuid::new_v4();
     let mut records = vec![command(&harness, &place(order, Uuid::new_v4()))];
     records.extend((0..5).map(|_| command(&harness, &pay(order, Uuid::new_v4(), "1.00"))));
     source.produce(&records);
     let running = Running::start(&harness.settings).await;
     consumed(&client, 6).await;
     running.stop().await;
-    client.batch_execute("update throughline.snapshots set state = '{\"no\": \"such\"}'").await.expect("spoil it");
-    source.produce(&[command(&harness, &pay(order, id, "1.00"))]);
-    let running = Running::start(&harness.settings).await;
-    assert_eq!(decided(&client, &[id]).await[0].version, Some(7));
-    running.stop().await;
+    for (version, spoil) in [
+        (7, "state = '{\"no\": \"such\"}'"),
+        // What this program would read without a complaint, and wrongly.
+        (8, "snapshot_version = snapshot_version + 1, state = jsonb_set(state, '{placed,status}', '\"cancelled\"')"),
+    ] {
+        let spoilt = client.execute(&format!("update throughline.snapshots set {spoil}"), &[]).await.expect("spoil it");
+        assert_eq!(spoilt, 1);
+        let id = Uuid::new_v4();
+        source.produce(&[command(&harness, &pay(order, id, "1.00"))]);
+        let running = Running::start(&harness.settings).await;
+        let outcome = &decided(&client, &[id]).await[0];
+        assert_eq!((outcome.code.as_deref(), outcome.version), (None, Some(version)));
+        running.stop().await;
+    }
     sound(&client).await;
 }

@@ -15,6 +15,7 @@ use super::bed::{Bed, PARTITIONS, expired};
 use super::faulty::{Fault, Faulty};
 use super::fold::{assert_folded, assert_same, fold, rows};
 use super::scenario::lives;
+use super::way::Way;
 
 const NAME: &str = "order-list";
 
@@ -284,5 +285,25 @@ async fn lost_connections_lose_and_double_nothing() {
     }
     bed.caught_up("customer-summary").await;
     running.stop().await;
+    assert_folded(&bed, "customer-summary").await;
+}
+
+/// The commit happens and its answer is lost: the same batch, tried again under the same claim, is
+/// told by its position that it is done. Sums would show a batch that was counted twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_is_not_repeated() {
+    let mut bed = Bed::with(|settings| settings.projection.batch_events_max = 5).await;
+    bed.emit(&lives(40, 20)).await;
+    let (way, url) = Way::new(bed.settings.database.url.expose()).await;
+    let mut settings = Settings::clone(&bed.settings);
+    settings.database.url = url.as_str().into();
+    let running = bed.start_with(bed.projection("customer-summary"), Arc::new(settings));
+    bed.until("select coalesce(sum(seq), 0) > 0 from throughline.checkpoints where projection = 'customer-summary'")
+        .await;
+    way.lose(5);
+    bed.emit(&lives(41, 60)).await;
+    bed.caught_up("customer-summary").await;
+    running.stop().await;
+    assert_eq!(way.lost(), 5);
     assert_folded(&bed, "customer-summary").await;
 }

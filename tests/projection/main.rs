@@ -14,3 +14,5 @@ mod reset_kills;
 mod resets;
 mod rights;
 mod scenario;
+#[path = "../harness/way.rs"]
+mod way;
