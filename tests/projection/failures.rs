@@ -255,6 +255,17 @@ async fn a_hole_stops_its_partition_until_the_store_fills_it() {
 async fn a_fenced_projector_changes_nothing_and_claims_anew() {
     let mut bed = Bed::new().await;
     let running = bed.start("daily-sales");
+    bed.emit(&lives(99, 25)).await;
+    bed.caught_up("daily-sales").await;
+    let stolen = bed.epochs("daily-sales").await + i64::from(PARTITIONS);
+    bed.owner
+        .execute("update throughline.checkpoints set epoch = epoch + 1 where projection = 'daily-sales'", &[])
+        .await
+        .expect("raises the epoch");
+    bed.emit(&lives(98, 25)).await;
+    bed.caught_up("daily-sales").await;
+    let epochs = bed.epochs("daily-sales").await;
+    assert!(epochs >= stolen + i64::from(PARTITIONS), "each partition is claimed anew: {epochs} after {stolen}");
     for round in 0..6 {
         bed.emit(&lives(100 + round, 25)).await;
         // As if another process had taken the partitions over.
