@@ -15,7 +15,7 @@ async fn an_oversized_record_stops_its_partition_and_no_other() {
     harness.settings.topics.event_bytes_max = 2_000_000;
     let mut client = harness.client().await;
     let events = outbox::events(&client, &harness.names().events()).await;
-    outbox::set_topic_option(&harness.settings, &events.name, "max.message.bytes", "1048588").await;
+    harness.set_topic_option(&events.name, "max.message.bytes", "1048588").await;
     let (running, token, _) = start(&harness.settings);
     // Partitions 0, 4 and 5: more than our own bound. Partition 1: more than the topic's (1 MiB), which
     // cannot be compressed away. All between good records.

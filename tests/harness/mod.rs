@@ -11,8 +11,11 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use throughline::app::dev::Services;
 use throughline::app::install;
+use throughline::kafka::client;
 use throughline::kafka::topics::{self, TopicNames};
 use throughline::settings::{LoadedSettings, Settings};
 use throughline::store::{DatabaseRole, connect};
@@ -85,6 +88,15 @@ impl Harness {
     /// A superuser connection to this test's database.
     pub async fn client(&self) -> Client {
         connect::connect(&self.settings.database, &DatabaseRole::Owner).await.expect("connect")
+    }
+
+    /// Sets one option of a topic, and drops the others that it was made with.
+    pub async fn set_topic_option(&self, topic: &str, name: &str, value: &str) {
+        let admin: AdminClient<DefaultClientContext> =
+            client::base(&self.settings.kafka).create().expect("an admin client");
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+        let changed = admin.alter_configs([&change], &AdminOptions::new()).await.expect("an answer");
+        changed.into_iter().for_each(|change| drop(change.expect("the option is set")));
     }
 
     /// Environment that makes a process of ours use this test's database and topics.

@@ -93,6 +93,35 @@ async fn an_event_that_no_record_can_carry_is_answered_and_parked() {
     server.stop().await;
 }
 
+/// 202 says that Kafka has it: nothing else does, and the server goes on once Kafka takes commands again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kafka_refuses_is_not_accepted() {
+    let harness = Harness::new("http_refused").await;
+    let server = Server::whole(&harness).await;
+    let topic = harness.names().commands();
+    let post = async |number: usize| {
+        let request = server.post("/api/orders", &an_order()).header("Idempotency-Key", format!("refused-{number}"));
+        Answer::of(request.send().await.unwrap()).await
+    };
+    harness.set_topic_option(&topic, "max.message.bytes", "100").await;
+    let refused = eventually("the topic takes nothing", async || {
+        let answer = post(0).await;
+        (answer.status != 202).then_some(answer)
+    })
+    .await;
+    refused.is_problem(503, "KAFKA_UNAVAILABLE");
+    for number in 1..20 {
+        post(number).await.is_problem(503, "KAFKA_UNAVAILABLE");
+    }
+    harness.set_topic_option(&topic, "max.message.bytes", "4194304").await;
+    eventually("the topic takes commands", async || (post(20).await.status == 202).then_some(())).await;
+    for number in 1..20 {
+        let answer = post(number).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_makes_a_retry_one_effect_with_one_answer() {
     let harness = Harness::new("http_keys").await;

@@ -4,8 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
@@ -159,14 +157,6 @@ pub fn repetitions(seqs: &[i64], last: i64) -> usize {
     }
     assert_eq!(applied, last, "records are missing at the end");
     repeated
-}
-
-/// Sets one option of a topic.
-pub async fn set_topic_option(settings: &Settings, topic: &str, name: &str, value: &str) {
-    let admin: AdminClient<DefaultClientContext> = client::base(&settings.kafka).create().expect("an admin client");
-    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
-    let changed = admin.alter_configs([&change], &AdminOptions::new()).await.expect("an answer");
-    changed.into_iter().for_each(|change| drop(change.expect("the option is set")));
 }
 
 /// The value that [`insert`] gives a row.
