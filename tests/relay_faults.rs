@@ -120,3 +120,39 @@ async fn values_that_grow_all_at_once_wait_outside() {
     let records = outbox::read_partition(&harness.settings, &events.name, 0);
     assert_eq!(outbox::repetitions(&outbox::seqs(&records), 2 * ROWS), 0);
 }
+
+/// The connection is left with what does not fit, right when a partition stops: the alarm is told all
+/// the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_is_written_down_although_the_connection_was_left() {
+    let mut harness = Harness::new("relay_unnoted").await;
+    let mut client = harness.client().await;
+    let events = outbox::events(&client, &harness.names().events()).await;
+    let cluster = failing_broker(&mut harness, events.partitions);
+    harness.settings.relay.in_flight_bytes_max = 20_000;
+    harness.settings.topics.event_bytes_max = 5_000;
+    let (running, token, _) = outbox::start(&harness.settings);
+    for partition in 0..events.partitions {
+        outbox::append(&mut client, events.id, partition, 2).await;
+        outbox::published(&client, &events, &[(partition, 2)]).await;
+    }
+    cluster.broker_down(1).expect("down");
+    // In one page: a row that stops its partition, and behind it more than the producer has room for.
+    let transaction = client.transaction().await.expect("begin");
+    for partition in 0..events.partitions {
+        let (rows, bytes) = if partition == 0 { (1, 6_000) } else { (60, 900) };
+        let first = outbox::take(&transaction, events.id, partition, rows).await;
+        outbox::insert(&transaction, events.id, partition, first, rows, bytes).await;
+    }
+    transaction.commit().await.expect("commit");
+    eventually("the alarm is told", || async {
+        let query = "select halted from throughline.relay_leases where topic = $1 and partition = 0";
+        client.query_one(query, &[&events.id]).await.expect("a lease").get::<_, Option<String>>(0)
+    })
+    .await;
+    cluster.broker_up(1).expect("up");
+    for partition in 1..events.partitions {
+        outbox::published(&client, &events, &[(partition, 62)]).await;
+    }
+    outbox::stop(running, token).await;
+}

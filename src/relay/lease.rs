@@ -15,7 +15,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 use tokio_util::sync::CancellationToken;
 
-use super::status;
+use super::status::Gauges;
 use crate::health::Heartbeat;
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, StoreError, connect};
@@ -91,7 +91,8 @@ impl Leases {
         heartbeat: Heartbeat,
         stop: CancellationToken,
     ) -> Result<(), StoreError> {
-        let mut keeper = Keeper { leases: self.clone(), connection: None, table: LeaseTable::default(), sampled: None };
+        let mut keeper =
+            Keeper { leases: self.clone(), connection: None, table: LeaseTable::default(), gauges: Gauges::default() };
         let turn = self.duration / 3;
         let mut away = false;
         loop {
@@ -176,14 +177,11 @@ const RELEASE: &str = "
     from unnest($2::int[], $3::smallint[], $4::bigint[]) as held (partition, topic, epoch)
     where l.partition = held.partition and l.topic = held.topic and l.epoch = held.epoch and l.owner = $1";
 
-/// How often depth and age are measured, for metrics.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
-
 struct Keeper {
     leases: Arc<Leases>,
     connection: Option<Connection>,
     table: LeaseTable,
-    sampled: Option<Instant>,
+    gauges: Gauges,
 }
 
 impl Keeper {
@@ -239,7 +237,8 @@ impl Keeper {
             lease.hand_back = index >= share && held > share;
         }
         self.publish_table();
-        self.sample().await
+        let connection = self.connection.as_ref().expect("connected before a turn");
+        self.gauges.sample(&connection.client, &self.leases.owner).await
     }
 
     async fn acquire(&mut self, rows: &[Row], share: usize) -> Result<(), StoreError> {
@@ -318,21 +317,6 @@ impl Keeper {
 
     fn publish_table(&self) {
         self.leases.table.send_replace(Arc::new(self.table.clone()));
-    }
-
-    /// Depth and age of what this relay owns.
-    async fn sample(&mut self) -> Result<(), StoreError> {
-        if self.sampled.is_some_and(|at| at.elapsed() < SAMPLE_INTERVAL) {
-            return Ok(());
-        }
-        self.sampled = Some(Instant::now());
-        let connection = self.connection.as_ref().expect("connected before a turn");
-        for partition in status::read(&connection.client).await? {
-            if partition.owner.as_deref() == Some(self.leases.owner.as_str()) {
-                partition.measure();
-            }
-        }
-        Ok(())
     }
 }
 

@@ -210,12 +210,14 @@ impl Stream {
         let refused = if seq != ours.sent + 1 {
             Some(Alarm {
                 text: format!(
-                    "the outbox holds seq {seq} where {} is next: rows are missing. Compare with throughline.events; if \
-                     they were published, move throughline.relay_leases.published up to {}",
+                    "the outbox holds seq {seq} where {} is next: rows are missing. Put them back (events are in \
+                     throughline.events under the same numbers). To leave them out, which every reader of the topic \
+                     will take for a hole, set throughline.relay_leases.published to {} and name the topic in \
+                     relay.accept_lost_records_of",
                     ours.sent + 1,
                     seq - 1
                 ),
-                seq: None,
+                seq: Some(seq),
             })
         } else if row.value().len() > self.settings.topics.event_bytes_max as usize {
             Some(too_large(row, "topics.event_bytes_max"))

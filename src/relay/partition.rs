@@ -11,8 +11,10 @@ use crate::kafka::TopicPartition;
 /// See the picture in the module above.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Acquired, or its producer ended: what Kafka holds must be learned first.
-    Unaligned,
+    /// Acquired, or its producer ended: what Kafka holds must be learned first, from that time on.
+    Unaligned {
+        from: Instant,
+    },
     /// Kafka's tail is being read.
     Aligning,
     Streaming,
@@ -20,8 +22,11 @@ pub enum State {
     Halted {
         until: Instant,
     },
-    /// PostgreSQL says that it is another's; the keeper will find out.
-    Lost,
+    /// PostgreSQL did not move its watermark: it is another's, as the keeper will find out, or, if the
+    /// lease is renewed after that time, somebody else moved it.
+    Lost {
+        at: Instant,
+    },
 }
 
 /// Records of the first batch of a search; an eighth after each refusal, down to one.
@@ -50,6 +55,17 @@ pub struct Partition {
     pub search: Option<Search>,
     /// The alarm that was raised, and the record it is about.
     pub alarm: Option<Alarm>,
+    /// The alarm is written down where operators look.
+    pub alarm_noted: bool,
+}
+
+/// Where publishing starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// Behind this number.
+    pub after: i64,
+    /// Numbers up to it that the topic does not hold, by the operator's leave.
+    pub missing: i64,
 }
 
 /// The look for a record that is too large: batches alone on their way, smaller after each refusal.
@@ -75,14 +91,15 @@ impl Partition {
         Self {
             target: TopicPartition { topic: lease.topic.clone(), partition },
             epoch: lease.epoch,
-            state: State::Unaligned,
+            state: State::Unaligned { from: Instant::now() },
             hand_back: lease.hand_back,
             start: lease.published,
             sent: lease.published,
-            acknowledged: Acknowledged::new(lease.published),
+            acknowledged: Acknowledged::new(Start { after: lease.published, missing: 0 }),
             marked: lease.published,
             search: None,
             alarm: None,
+            alarm_noted: false,
         }
     }
 
@@ -91,7 +108,7 @@ impl Partition {
     }
 
     pub fn has_unmarked(&self) -> bool {
-        self.state != State::Lost && self.acknowledged.seq() > self.marked
+        !matches!(self.state, State::Lost { .. }) && self.acknowledged.seq() > self.marked
     }
 
     /// Whether the cause of the alarm is gone.
@@ -127,13 +144,35 @@ impl Partition {
         true
     }
 
-    /// Starts publishing behind `seq`.
-    pub fn stream_after(&mut self, seq: i64) {
-        self.search = self.search.filter(|search| search.until > seq);
-        self.start = seq;
-        self.sent = seq;
-        self.acknowledged = Acknowledged::new(seq);
+    /// Starts publishing.
+    pub fn stream(&mut self, start: Start) {
+        let Start { after, .. } = start;
+        self.search = self.search.filter(|search| search.until > after);
+        self.start = after;
+        self.sent = after;
+        self.acknowledged = Acknowledged::new(start);
         self.state = State::Streaming;
+    }
+
+    /// Begins anew from what PostgreSQL has; what it did not take of ours, Kafka's tail tells.
+    pub fn realign(&mut self) {
+        self.sent = self.marked;
+        self.acknowledged = Acknowledged::new(Start { after: self.marked, missing: 0 });
+        self.state = State::Unaligned { from: Instant::now() };
+    }
+
+    /// How far it is published, by PostgreSQL's word and ours. A watermark that we cannot have written
+    /// was moved by an operator, and counts.
+    pub fn take_published(&mut self, written: i64) -> i64 {
+        let acknowledged = self.acknowledged.seq();
+        // The answer to our last mark may have been lost.
+        let is_ours = (self.marked..=acknowledged).contains(&written);
+        self.marked = written;
+        if is_ours {
+            return acknowledged;
+        }
+        tracing::warn!(target = %self.target, acknowledged, written, "the watermark was moved by hand");
+        written
     }
 
     /// Whether everything that was handed over has been acknowledged and marked.
@@ -142,17 +181,19 @@ impl Partition {
     }
 }
 
-/// Where publishing starts: behind the sequence number returned.
+/// Where publishing starts.
 ///
 /// `published` is PostgreSQL's watermark, `last_seq` the last number committed, read after the tail.
 /// `accept_loss`: the operator accepts that the topic holds less than was published.
 ///
 /// # Errors
 /// The topic and the store do not fit: the alarm to raise, with the next step.
-pub fn start_after(published: i64, last_seq: i64, tail: Tail, accept_loss: bool) -> Result<i64, String> {
+pub fn start_after(published: i64, last_seq: i64, tail: Tail, accept_loss: bool) -> Result<Start, String> {
+    // The next record goes to the offset `next` or behind it.
+    let start = |after: i64, next: i64| Ok(Start { after, missing: (after - next).max(0) });
     match tail {
-        Tail::Expired => Ok(published),
-        Tail::Untouched if published == 0 || accept_loss => Ok(published),
+        Tail::Expired { next } => start(published, next),
+        Tail::Untouched if published == 0 || accept_loss => start(published, 0),
         Tail::Untouched => Err(format!(
             "the partition is empty although {published} records were published: the topic was created anew. {RESTORE}"
         )),
@@ -162,14 +203,14 @@ pub fn start_after(published: i64, last_seq: i64, tail: Tail, accept_loss: bool)
              holds them, or begin with new topics (another topics.prefix)."
         )),
         Tail::At { seq, .. } if seq < published && !accept_loss => Err(format!(
-            "the partition ends with seq {seq} although {published} were published: records were lost, or the topic \
-             was created anew. {RESTORE}"
+            "the partition ends with seq {seq} although {published} were published: records were lost, the topic was \
+             created anew, or throughline.relay_leases.published was moved by hand. {RESTORE}"
         )),
         Tail::At { seq, offset } if seq > offset + 1 && !accept_loss => {
             Err(format!("seq {seq} stands at offset {offset}: records before it are missing from the topic. {RESTORE}"))
         }
-        Tail::At { seq, .. } => Ok(published.max(seq)),
-        Tail::Foreign { .. } if accept_loss => Ok(published),
+        Tail::At { seq, offset } => start(published.max(seq), offset + 1),
+        Tail::Foreign { .. } if accept_loss => start(published, 0),
         Tail::Foreign { records } => Err(format!(
             "the last {records} records carry no seq header: somebody else writes to this topic. Only the relay may \
              (see the ACLs in deploy/); stop that writer. {RESTORE}"
@@ -196,39 +237,55 @@ mod tests {
         partition.sent = 1;
         assert_eq!(partition.rows_wanted(4_000), None);
         assert!(!partition.search_for_culprit(1), "the first record alone is the culprit");
-        partition.acknowledged = Acknowledged::new(1);
+        partition.acknowledged = Acknowledged::new(Start { after: 1, missing: 0 });
         assert_eq!(partition.rows_wanted(4_000), Some(4_000));
         for rows in [512, 64, 8, 1] {
             assert!(partition.search_for_culprit(7));
             assert_eq!(partition.rows_wanted(4_000), Some(rows));
         }
         assert!(!partition.search_for_culprit(7), "a single record is the culprit");
-        partition.stream_after(7 + SEARCH_SPAN);
+        partition.stream(Start { after: 7 + SEARCH_SPAN, missing: 0 });
         assert_eq!(partition.search, None);
+    }
+
+    fn start(after: i64, missing: i64) -> Result<Start, String> {
+        Ok(Start { after, missing })
     }
 
     #[test]
     fn publishing_goes_on_behind_what_either_side_knows() {
-        assert_eq!(start_after(0, 0, Tail::Untouched, false), Ok(0));
-        assert_eq!(start_after(5, 9, at(7), false), Ok(7));
-        assert_eq!(start_after(7, 9, at(7), false), Ok(7));
-        assert_eq!(start_after(5, 9, Tail::Expired, false), Ok(5));
+        assert_eq!(start_after(0, 0, Tail::Untouched, false), start(0, 0));
+        assert_eq!(start_after(5, 9, at(7), false), start(7, 0));
+        assert_eq!(start_after(7, 9, at(7), false), start(7, 0));
+        assert_eq!(start_after(5, 9, Tail::Expired { next: 5 }, false), start(5, 0));
     }
 
     #[test]
     fn a_topic_that_lost_records_is_refused_until_the_loss_is_accepted() {
-        for tail in [Tail::Untouched, at(3), Tail::Foreign { records: 1 }] {
+        for (tail, missing) in [(Tail::Untouched, 5), (at(3), 2), (Tail::Foreign { records: 1 }, 5)] {
             let alarm = start_after(5, 9, tail, false).unwrap_err();
             assert!(alarm.contains("accept_lost_records_of"), "{alarm}");
-            assert_eq!(start_after(5, 9, tail, true), Ok(5));
+            assert_eq!(start_after(5, 9, tail, true), start(5, missing));
         }
     }
 
     #[test]
     fn a_topic_with_a_hole_is_refused() {
-        let alarm = start_after(5, 12, Tail::At { seq: 11, offset: 9 }, false).unwrap_err();
+        let hole = Tail::At { seq: 11, offset: 9 };
+        let alarm = start_after(5, 12, hole, false).unwrap_err();
         assert!(alarm.contains("missing"), "{alarm}");
-        assert_eq!(start_after(5, 12, Tail::At { seq: 11, offset: 14 }, false), Ok(11));
+        assert_eq!(start_after(5, 12, hole, true), start(11, 1));
+        assert_eq!(start_after(5, 12, Tail::At { seq: 11, offset: 14 }, false), start(11, 0));
+    }
+
+    #[test]
+    fn a_watermark_that_was_moved_by_hand_counts() {
+        let lease = Lease { epoch: 1, published: 5, topic: "t".into(), hand_back: false };
+        let mut partition = Partition::new(0, &lease);
+        partition.acknowledged = Acknowledged::new(Start { after: 8, missing: 0 });
+        assert_eq!(partition.take_published(5), 8, "ours is only not marked yet");
+        assert_eq!((partition.take_published(7), partition.marked), (8, 7), "the answer to a mark was lost");
+        assert_eq!((partition.take_published(20), partition.marked), (20, 20));
     }
 
     #[test]

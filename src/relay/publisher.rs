@@ -10,11 +10,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Histogram};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
-use rdkafka::message::OwnedHeaders;
+use rdkafka::message::{Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::Notify;
 
+use super::partition::Start;
 use crate::kafka::{KafkaError, TopicPartition, client};
 use crate::settings::KafkaSettings;
 
@@ -26,12 +27,14 @@ const PRODUCER_LINGER_MS: u32 = 1;
 #[derive(Debug)]
 pub struct Acknowledged {
     seq: AtomicI64,
+    /// Numbers that the topic is known to lack: accepted by an operator.
+    missing: i64,
 }
 
 impl Acknowledged {
-    /// Nothing beyond `seq` is known to be in Kafka.
-    pub fn new(seq: i64) -> Arc<Self> {
-        Arc::new(Self { seq: AtomicI64::new(seq) })
+    /// Nothing beyond `start` is known to be in Kafka.
+    pub fn new(start: Start) -> Arc<Self> {
+        Arc::new(Self { seq: AtomicI64::new(start.after), missing: start.missing })
     }
 
     /// The contiguous watermark.
@@ -39,9 +42,17 @@ impl Acknowledged {
         self.seq.load(Ordering::Acquire)
     }
 
-    /// Moves to `seq` if that is the next number; false, and nothing moves, if it is another.
-    fn advance(&self, seq: i64) -> bool {
-        self.seq.compare_exchange(seq - 1, seq, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    /// Moves to `seq`, which Kafka holds at `offset`: below zero where the broker did not tell.
+    ///
+    /// # Errors
+    /// It is not the next number; or it stands where its predecessors have no room: a topic made anew
+    /// or cut off beneath us takes any record.
+    fn advance(&self, seq: i64, offset: i64) -> Result<(), String> {
+        if offset >= 0 && offset + 1 < seq - self.missing {
+            return Err(format!("seq {seq} was put at offset {offset}: records before it are gone from the topic"));
+        }
+        let moved = self.seq.compare_exchange(seq - 1, seq, Ordering::AcqRel, Ordering::Acquire);
+        moved.map(drop).map_err(|last| format!("seq {seq} was acknowledged out of turn, after {last}"))
     }
 }
 
@@ -165,16 +176,19 @@ impl ProducerContext for Deliveries {
 
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
         match result {
-            Ok(_) => {
-                if !self.failed.load(Ordering::Acquire) && delivery.acknowledged.advance(delivery.seq) {
-                    self.published.increment(1);
-                    self.latency.record(seconds_since(delivery.created_ms));
-                } else {
-                    self.fail(Failure {
-                        record: Some((delivery.target.clone(), delivery.seq)),
-                        code: None,
-                        reason: "acknowledged out of turn".into(),
-                    });
+            Ok(message) => {
+                // Once failed, nothing counts: what Kafka has is read from Kafka.
+                if !self.failed.load(Ordering::Acquire) {
+                    match delivery.acknowledged.advance(delivery.seq, message.offset()) {
+                        Ok(()) => {
+                            self.published.increment(1);
+                            self.latency.record(seconds_since(delivery.created_ms));
+                        }
+                        Err(reason) => {
+                            let record = Some((delivery.target.clone(), delivery.seq));
+                            self.fail(Failure { record, code: None, reason });
+                        }
+                    }
                 }
                 if self.broker_away.load(Ordering::Relaxed) && self.broker_away.swap(false, Ordering::Relaxed) {
                     tracing::info!("a broker answers again");
@@ -336,10 +350,20 @@ mod tests {
 
     #[test]
     fn acknowledgements_count_without_a_hole() {
-        let acknowledged = Acknowledged::new(7);
-        assert!(!acknowledged.advance(9) && !acknowledged.advance(7));
-        assert!(acknowledged.advance(8) && acknowledged.advance(9));
-        assert_eq!(acknowledged.seq(), 9);
+        let acknowledged = Acknowledged::new(Start { after: 7, missing: 0 });
+        assert!(acknowledged.advance(9, 8).is_err() && acknowledged.advance(7, 8).is_err());
+        assert!(acknowledged.advance(8, 7).is_ok() && acknowledged.advance(9, 20).is_ok());
+        assert!(acknowledged.advance(10, -1).is_ok(), "a broker that took it before does not tell where");
+        assert_eq!(acknowledged.seq(), 10);
+    }
+
+    #[test]
+    fn a_record_where_its_predecessors_have_no_room_is_told() {
+        let acknowledged = Acknowledged::new(Start { after: 7, missing: 0 });
+        assert!(acknowledged.advance(8, 6).unwrap_err().contains("offset 6"));
+        assert_eq!(acknowledged.seq(), 7);
+        let accepted = Acknowledged::new(Start { after: 7, missing: 7 });
+        assert!(accepted.advance(8, 0).is_ok() && accepted.advance(9, 0).is_err());
     }
 
     #[test]

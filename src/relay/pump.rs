@@ -78,7 +78,7 @@ impl Stream {
                 ours.marked = mark.published;
             } else {
                 tracing::debug!(target = %ours.target, epoch = ours.epoch, "the watermark is another relay's now");
-                ours.state = State::Lost;
+                ours.state = State::Lost { at: Instant::now() };
                 lost_in_flight |= ours.has_in_flight();
             }
         }

@@ -4,6 +4,8 @@
 //! Bytes are never copied here: a record borrows its row. Knows nothing of Kafka's clients beyond
 //! the shape of a record's headers.
 
+use std::collections::HashMap;
+
 use futures_util::{Stream, StreamExt as _};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
@@ -30,6 +32,14 @@ pub struct ReadRequest {
 pub struct Mark {
     pub key: PartitionKey,
     pub epoch: i64,
+    pub published: i64,
+}
+
+/// What PostgreSQL says of a partition.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The last sequence number committed.
+    pub last_seq: i64,
     pub published: i64,
 }
 
@@ -176,21 +186,26 @@ impl Reader {
         Ok(rows.iter().map(|row| PartitionKey { topic: row.get(1), partition: row.get(0) }).collect())
     }
 
-    /// How far the store got in `keys`: the last sequence number committed.
-    pub async fn last_seqs(&self, keys: &[PartitionKey]) -> Result<Vec<(PartitionKey, i64)>, StoreError> {
+    /// How far the store got in `keys`.
+    pub async fn standings(&self, keys: &[PartitionKey]) -> Result<HashMap<PartitionKey, Standing>, StoreError> {
         let partitions: Vec<i32> = keys.iter().map(|key| key.partition).collect();
         let topics: Vec<i16> = keys.iter().map(|key| key.topic).collect();
         let rows = self
             .client
             .query(
-                "select c.partition, c.topic, c.last_seq
+                "select c.partition, c.topic, c.last_seq, l.published
                  from unnest($1::int[], $2::smallint[]) as wanted (partition, topic)
-                 join throughline.counters c using (partition, topic)",
+                 join throughline.counters c using (partition, topic)
+                 join throughline.relay_leases l using (partition, topic)",
                 &[&partitions, &topics],
             )
             .await
             .map_err(StoreError::at("read how far the store got"))?;
-        Ok(rows.iter().map(|row| (PartitionKey { topic: row.get(1), partition: row.get(0) }, row.get(2))).collect())
+        let standing = |row: &Row| {
+            let key = PartitionKey { topic: row.get(1), partition: row.get(0) };
+            (key, Standing { last_seq: row.get(2), published: row.get(3) })
+        };
+        Ok(rows.iter().map(standing).collect())
     }
 
     /// Writes down why `key` stopped, or that it goes on.

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio_postgres::Client;
 use uuid::fmt::Hyphenated;
 
+use super::partition::Start;
 use super::publisher::{Acknowledged, Handed, Outgoing, Publisher};
 use super::reader::source_of;
 use super::tail::{self, Tail, TailRequest};
@@ -82,7 +83,7 @@ pub async fn plan(settings: &Settings, topic: &str, wanted: &[Span]) -> Result<V
                 )));
             }
             Tail::At { seq, .. } => seq,
-            Tail::Expired => return Err(refused("its records have expired; name a new topic".into())),
+            Tail::Expired { .. } => return Err(refused("its records have expired; name a new topic".into())),
             Tail::Foreign { .. } => return Err(refused("it holds records of others; name a new topic".into())),
         };
         spans.push(Span { after: after.min(span.upto.max(span.after)), ..*span });
@@ -107,7 +108,9 @@ pub async fn run<C: EventCodec>(
     let name: Arc<str> = topic.into();
     let lanes = spans.iter().map(|span| {
         let target = TopicPartition { topic: name.clone(), partition: span.partition };
-        (span.partition, (target, Acknowledged::new(span.after), span.after))
+        // A target may begin anywhere in the history: what it lacks is not ours to judge.
+        let start = Start { after: span.after, missing: span.after };
+        (span.partition, (target, Acknowledged::new(start), span.after))
     });
     let mut sending = Sending { settings, namespace, publisher, notify, lanes: lanes.collect(), progress };
     let outcome = sending.all(client, History::new(destination, spans, PAGE.0, PAGE.1), codec).await;

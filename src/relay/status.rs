@@ -2,10 +2,43 @@
 //!
 //! For `throughline outbox status` and the metrics. Reads only; PostgreSQL is authoritative.
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 use tokio_postgres::Client;
 
 use crate::store::StoreError;
+
+/// How often depth and age are measured, for metrics.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The gauges of the partitions that one relay owns.
+#[derive(Default)]
+pub struct Gauges {
+    sampled: Option<Instant>,
+    measured: Vec<PartitionStatus>,
+}
+
+impl Gauges {
+    /// Measures what `owner` owns, now and then. What it owned before and another owns now is that one's
+    /// to measure: a gauge that stood still would raise alarms for ever.
+    pub async fn sample(&mut self, client: &Client, owner: &str) -> Result<(), StoreError> {
+        if self.sampled.is_some_and(|at| at.elapsed() < SAMPLE_INTERVAL) {
+            return Ok(());
+        }
+        self.sampled = Some(Instant::now());
+        let partitions = read(client).await?;
+        let (ours, others): (Vec<_>, Vec<_>) =
+            partitions.into_iter().partition(|one| one.owner.as_deref() == Some(owner));
+        let is_gone = |before: &&PartitionStatus| {
+            others.iter().any(|other| other.topic == before.topic && other.partition == before.partition)
+        };
+        self.measured.iter().filter(is_gone).for_each(PartitionStatus::forget);
+        ours.iter().for_each(PartitionStatus::measure);
+        self.measured = ours;
+        Ok(())
+    }
+}
 
 /// One destination partition.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -29,12 +62,19 @@ pub struct PartitionStatus {
 }
 
 impl PartitionStatus {
-    /// Sets the gauges of this partition.
-    pub fn measure(&self) {
+    fn measure(&self) {
+        self.set_gauges(self.depth as f64, self.oldest_age_seconds.unwrap_or(0.0), self.halted.is_some());
+    }
+
+    fn forget(&self) {
+        self.set_gauges(0.0, 0.0, false);
+    }
+
+    fn set_gauges(&self, depth: f64, oldest_age_seconds: f64, halted: bool) {
         let labels = [("topic", self.topic.clone()), ("partition", self.partition.to_string())];
-        metrics::gauge!("throughline_outbox_depth", &labels).set(self.depth as f64);
-        metrics::gauge!("throughline_outbox_oldest_age_seconds", &labels).set(self.oldest_age_seconds.unwrap_or(0.0));
-        metrics::gauge!("throughline_relay_halted", &labels).set(f64::from(u8::from(self.halted.is_some())));
+        metrics::gauge!("throughline_outbox_depth", &labels).set(depth);
+        metrics::gauge!("throughline_outbox_oldest_age_seconds", &labels).set(oldest_age_seconds);
+        metrics::gauge!("throughline_relay_halted", &labels).set(f64::from(u8::from(halted)));
     }
 }
 

@@ -21,8 +21,8 @@ use crate::health::Heartbeat;
 use crate::kafka::KafkaError;
 use crate::settings::Settings;
 
-/// A stopped partition is looked at again after this long.
-const HALT_RETRY: Duration = Duration::from_secs(30);
+/// A partition whose tail could not be read is tried again after this long; the others go on.
+const TAIL_RETRY: Duration = Duration::from_millis(250);
 /// First and longest wait after a failure of the database or the producer.
 pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -120,6 +120,7 @@ impl Stream {
                 tracing::info!("the relay reads the outbox again");
             }
         }
+        self.note_alarms().await?;
         self.align().await?;
         let pumped = self.pump().await;
         self.measure();
@@ -140,6 +141,12 @@ impl Stream {
         let gone =
             |key: &PartitionKey, ours: &Partition| table.held.get(key).is_none_or(|lease| lease.epoch != ours.epoch);
         let lost_in_flight = self.partitions.iter().any(|(key, ours)| gone(key, ours) && ours.has_in_flight());
+        for ours in self.partitions.values_mut() {
+            // Renewed since: the lease is ours after all, and the watermark was moved by somebody else.
+            if matches!(ours.state, State::Lost { at } if table.renewed_at.is_some_and(|renewed| renewed > at)) {
+                ours.realign();
+            }
+        }
         self.partitions.retain(|key, ours| !gone(key, ours));
         if lost_in_flight {
             self.reset("a lease was lost with records in flight").await?;
@@ -174,10 +181,10 @@ impl Stream {
                 State::Streaming | State::Aligning => true,
                 // Stopped before a record, with those before it on their way.
                 State::Halted { .. } => ours.has_in_flight(),
-                State::Unaligned | State::Lost => false,
+                State::Unaligned { .. } | State::Lost { .. } => false,
             };
             if interrupted {
-                ours.state = State::Unaligned;
+                ours.state = State::Unaligned { from: Instant::now() };
                 // What was sent is known when the tail has been read.
                 ours.sent = ours.acknowledged.seq();
             }
@@ -217,7 +224,8 @@ impl Stream {
     /// Stops one partition with an alarm. It is looked at again later.
     pub(super) async fn halt(&mut self, key: PartitionKey, alarm: Alarm) -> Result<(), RelayError> {
         let Some(ours) = self.partitions.get_mut(&key) else { return Ok(()) };
-        ours.state = State::Halted { until: Instant::now() + HALT_RETRY };
+        let retry = Duration::from_millis(self.settings.relay.halt_retry_ms);
+        ours.state = State::Halted { until: Instant::now() + retry };
         if ours.alarm.as_ref() == Some(&alarm) {
             return Ok(());
         }
@@ -225,10 +233,18 @@ impl Stream {
             "publishing of this partition has stopped: {}", alarm.text);
         let labels = [("topic", ours.target.topic.to_string()), ("partition", key.partition.to_string())];
         metrics::gauge!("throughline_relay_halted", &labels).set(1.0);
-        if let Some(reader) = &self.reader {
-            reader.note_halt(&self.leases.owner, key, Some(&alarm.text)).await?;
+        (ours.alarm, ours.alarm_noted) = (Some(alarm), false);
+        self.note_alarms().await
+    }
+
+    /// Writes down the alarms that could not be so far: a partition may stop while PostgreSQL is away.
+    async fn note_alarms(&mut self) -> Result<(), RelayError> {
+        let Some(reader) = &self.reader else { return Ok(()) };
+        for (key, ours) in self.partitions.iter_mut().filter(|(_, ours)| !ours.alarm_noted) {
+            let Some(alarm) = &ours.alarm else { continue };
+            reader.note_halt(&self.leases.owner, *key, Some(&alarm.text)).await?;
+            ours.alarm_noted = true;
         }
-        ours.alarm = Some(alarm);
         Ok(())
     }
 
@@ -259,9 +275,9 @@ impl Stream {
         let mut requests = Vec::new();
         for (key, ours) in &mut self.partitions {
             let due = match ours.state {
-                State::Unaligned => true,
+                State::Unaligned { from } => from <= now,
                 State::Halted { until } => until <= now,
-                State::Aligning | State::Streaming | State::Lost => false,
+                State::Aligning | State::Streaming | State::Lost { .. } => false,
             };
             if due && !ours.hand_back {
                 ours.state = State::Aligning;
@@ -288,11 +304,11 @@ impl Stream {
         let reader = self.reader.as_ref().expect("a turn connects before it aligns");
         let keys: Vec<PartitionKey> = alignment.keys.iter().map(|(key, _)| *key).collect();
         // Read after the tails: what Kafka holds was committed before.
-        let last_seqs: HashMap<_, _> = match reader.last_seqs(&keys).await {
-            Ok(last_seqs) => last_seqs.into_iter().collect(),
+        let standings = match reader.standings(&keys).await {
+            Ok(standings) => standings,
             Err(error) => {
                 for ours in self.partitions.values_mut().filter(|ours| ours.state == State::Aligning) {
-                    ours.state = State::Unaligned;
+                    ours.state = State::Unaligned { from: Instant::now() };
                 }
                 return Err(error.into());
             }
@@ -302,29 +318,29 @@ impl Stream {
             else {
                 continue;
             };
-            let published = ours.acknowledged.seq();
-            let last_seq = last_seqs.get(&key).copied().unwrap_or_default();
+            let standing = standings.get(&key).copied().unwrap_or_default();
+            let published = ours.take_published(standing.published);
             let accepted =
                 self.settings.relay.accept_lost_records_of.split(',').any(|name| name.trim() == &*ours.target.topic);
             let started = match tail {
-                Ok(tail) => start_after(published, last_seq, tail, accepted),
+                Ok(tail) => start_after(published, standing.last_seq, tail, accepted),
                 Err(error) if is_missing(&error) => {
                     Err(format!("{error}. Run `throughline topics apply`, or check the relay's rights"))
                 }
                 Err(error) => {
                     tracing::warn!(target = %ours.target, %error, "Kafka's tail cannot be read; tried again");
-                    ours.state = State::Unaligned;
-                    self.back_off();
+                    ours.state = State::Unaligned { from: Instant::now() + TAIL_RETRY };
                     continue;
                 }
             };
             match started {
-                Ok(seq) => {
-                    ours.stream_after(seq);
-                    if seq > published {
+                Ok(start) => {
+                    ours.stream(start);
+                    if start.after > published {
                         metrics::counter!("throughline_relay_duplicates_avoided_total")
-                            .increment((seq - published) as u64);
-                        tracing::info!(target = %ours.target, published, seq, "Kafka was ahead of the watermark");
+                            .increment((start.after - published) as u64);
+                        tracing::info!(target = %ours.target, published, seq = start.after,
+                            "Kafka was ahead of the watermark");
                     }
                 }
                 Err(text) => self.halt(key, Alarm { text, seq: None }).await?,

@@ -19,8 +19,9 @@ use crate::settings::KafkaSettings;
 pub enum Tail {
     /// Nothing was ever written to this partition.
     Untouched,
-    /// Everything that was written has been removed by retention: it says nothing.
-    Expired,
+    /// Everything that was written has been removed by retention: it says nothing. The next record
+    /// goes to the offset `next`.
+    Expired { next: i64 },
     /// The highest sequence number near the end, and where it stands. Without holes the offset of
     /// `seq` is at least `seq - 1`; each repetition before it adds one.
     At { seq: i64, offset: i64 },
@@ -71,11 +72,11 @@ pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Re
         }
         match consumer.fetch_watermarks(&request.target.topic, request.target.partition, wait) {
             Ok((low, high)) => {
-                tails.push(Ok(if high == 0 { Tail::Untouched } else { Tail::Expired }));
+                tails.push(Ok(if high == 0 { Tail::Untouched } else { Tail::Expired { next: high } }));
                 windows.push((high > low).then_some((low, high)));
             }
             Err(error) => {
-                reachable = false;
+                reachable = !error.rdkafka_error_code().is_none_or(is_silence);
                 tails.push(Err(KafkaError::Request { step: "read a partition's end", source: error }));
                 windows.push(None);
             }
@@ -168,6 +169,12 @@ fn read_windows(
     for index in open.into_values() {
         tails[index] = Err(KafkaError::Fatal(format!("{}: its end was not read in time", requests[index].target)));
     }
+}
+
+/// Nobody answers, whoever is asked; every other error is about the partition at hand.
+fn is_silence(code: rdkafka::error::RDKafkaErrorCode) -> bool {
+    use rdkafka::error::RDKafkaErrorCode as Code;
+    matches!(code, Code::OperationTimedOut | Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve)
 }
 
 fn is_lasting(code: rdkafka::error::RDKafkaErrorCode) -> bool {

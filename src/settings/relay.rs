@@ -20,6 +20,8 @@ pub struct RelaySettings {
     pub poll_max_ms: u64,
     /// While busy, wait this long for a batch to fill, milliseconds.
     pub linger_ms: u64,
+    /// A partition that was stopped is looked at again after this long, milliseconds.
+    pub halt_retry_ms: u64,
     /// Topics, comma separated, whose lost records are accepted: a topic that holds less than was
     /// published (created anew, truncated) is otherwise refused. Its readers see a hole.
     pub accept_lost_records_of: String,
@@ -35,6 +37,7 @@ impl Default for RelaySettings {
             poll_min_ms: 1,
             poll_max_ms: 10,
             linger_ms: 10,
+            halt_retry_ms: 30_000,
             accept_lost_records_of: String::new(),
         }
     }

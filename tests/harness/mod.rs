@@ -99,6 +99,26 @@ impl Harness {
         changed.into_iter().for_each(|change| drop(change.expect("the option is set")));
     }
 
+    /// Deletes a topic and waits until it is gone.
+    pub async fn delete_topic(&self, topic: &str) {
+        let admin: AdminClient<DefaultClientContext> =
+            client::base(&self.settings.kafka).create().expect("an admin client");
+        let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("an answer");
+        deleted.into_iter().for_each(|topic| drop(topic.expect("the topic is deleted")));
+        eventually("the topic is gone", async || {
+            let partitions = topics::partition_count(&self.settings.kafka, topic).await.expect("an answer");
+            partitions.is_none().then_some(())
+        })
+        .await;
+    }
+
+    /// Deletes a topic and makes it again, as it was and empty.
+    pub async fn make_topic_anew(&self, topic: &str) {
+        self.delete_topic(topic).await;
+        let specs = topics::specs(&self.names(), &self.settings.topics);
+        topics::apply(&self.settings.kafka, &specs).await.expect("apply the topics");
+    }
+
     /// Environment that makes a process of ours use this test's database and topics.
     pub fn environment(&self) -> Vec<(String, String)> {
         let settings = &self.settings;
