@@ -19,7 +19,7 @@
 //!      ^                         ^            │           │  ^    │ lease ran out here
 //!      │ released, lost          │            v alarm     │  └────┼──────┐
 //!      └──── drained <── hand back <───── Halted <────────┘       │      │ read the tail again
-//!                                   (looked at again, 30 s)       └──> Unaligned
+//!                               (looked at again after a while)   └──> Unaligned
 //! ```
 //!
 //! # What can still happen on the wire
@@ -40,8 +40,10 @@
 //! # When it stops a partition
 //! Loudly (error log, `throughline_relay_halted`, `throughline outbox status`), never skipping, while
 //! the others go on: a record too large for us or the broker, a hole in the outbox, a topic that lost
-//! records or was created anew, a store that was set back, a topic that refuses us. It looks again
-//! every 30 s. Without a broker or a database it waits and tries again for ever.
+//! records or was created anew (also beneath us: then the offset of an acknowledgement is too low), a
+//! store that was set back, a topic that refuses us, a watermark that was moved by hand beyond what Kafka
+//! has. It looks again, also at the watermark, every `relay.halt_retry_ms`. Without a broker or a database
+//! it waits and tries again for ever.
 
 pub mod lease;
 mod page;
