@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use config::{Config, File, FileFormat};
 
-use super::Settings;
+use super::{Settings, ranges};
 
 /// The plain names of the everyday settings, and the keys they stand for.
 const PLAIN_NAMES: [(&str, &str); 5] = [
@@ -41,6 +41,12 @@ pub enum SettingsError {
     /// A key is unknown or a value has the wrong type.
     #[error("settings: {0}; `throughline config show` prints every key with its value and origin")]
     Value(String),
+    /// A number that would stop or break what it bounds.
+    #[error(
+        "settings: {key} = {value} cannot be used, it takes {least} to {most}; `throughline config show` prints every key \
+         with its value and origin"
+    )]
+    Range { key: &'static str, value: String, least: i64, most: i64 },
 }
 
 impl LoadedSettings {
@@ -97,6 +103,7 @@ impl LoadedSettings {
         }
         let mut settings: Settings = builder.build().map_err(invalid)?.try_deserialize().map_err(invalid)?;
         settings.kafka.librdkafka.extend(librdkafka);
+        ranges::check(&settings)?;
         Ok(Self { settings, origins })
     }
 }
@@ -180,14 +187,14 @@ mod tests {
             &[
                 ("KAFKA_BROKERS", "a:1"),
                 ("THROUGHLINE__PROCESSOR__WORKERS", "3"),
-                ("THROUGHLINE__RELAY__LEASE_MS", "7"),
+                ("THROUGHLINE__RELAY__LEASE_MS", "700"),
             ],
             &["kafka.brokers=b:2"],
         )
         .unwrap();
         assert_eq!(loaded.settings.kafka.brokers, "b:2");
         assert_eq!(loaded.settings.processor.workers, 3);
-        assert_eq!(loaded.settings.relay.lease_ms, 7);
+        assert_eq!(loaded.settings.relay.lease_ms, 700);
         assert_eq!(loaded.origins["kafka.brokers"], "flag");
         assert_eq!(loaded.origins["relay.lease_ms"], "THROUGHLINE__RELAY__LEASE_MS");
     }
@@ -198,6 +205,26 @@ mod tests {
         assert!(error.contains("leese_ms"), "{error}");
         assert!(load(&[], &["no.such=1"]).is_err());
         assert!(load(&[], &["processor.workers=many"]).is_err());
+    }
+
+    #[test]
+    fn numbers_that_would_stop_a_loop_are_refused_by_name() {
+        for (flag, allowed) in [
+            ("relay.batch_rows_max=0", "1 to 1000000000"),
+            ("relay.batch_rows_max=-4", "1 to"),
+            ("relay.in_flight_bytes_max=0", "1000 to"),
+            ("relay.in_flight_max=0", "1 to"),
+            ("relay.lease_ms=1", "500 to"),
+            ("database.outbox_partition_minutes=0", "1 to"),
+            ("topics.replication=-1", "1 to"),
+            ("http.request_timeout_ms=18446744073709551615", "600 to"),
+        ] {
+            let error = load(&[], &[flag]).unwrap_err();
+            let said = error.to_string();
+            assert!(matches!(error, SettingsError::Range { .. }), "{said}");
+            assert!(said.contains(&flag.replace('=', " = ")) && said.contains(allowed), "{said}");
+        }
+        load(&[], &["http.shutdown_notice_ms=0", "http.admission.sample_ms=0", "relay.lease_ms=1500"]).unwrap();
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod load;
 mod log;
 mod processor;
 mod projection;
+mod ranges;
 mod relay;
 mod secret;
 mod topics;
