@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_postgres::Client;
@@ -26,6 +27,10 @@ use crate::store::{Destination, StoreError};
 const LOOK_BACK: i64 = 1_000;
 /// Events of one partition read at a time, at most, and their bytes.
 const PAGE: (i64, usize) = (2_000, 8 * 1024 * 1024);
+
+/// Kafka's silence is told first after this, and then this often: whoever watches may end the run.
+const SILENCE: Duration = Duration::from_secs(3);
+const SILENCE_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// What ends a republication.
 #[derive(Debug, thiserror::Error)]
@@ -168,10 +173,22 @@ impl<P: FnMut(u64)> Sending<'_, P> {
             self.report();
         }
         while self.publisher.in_flight() > 0 && !self.publisher.has_failed() {
-            self.notify.notified().await;
+            self.acknowledgements().await;
         }
         self.report();
         Ok(())
+    }
+
+    /// Waits for as long as it takes: nothing is lost, and what was handed over cannot be taken back.
+    async fn acknowledgements(&mut self) {
+        let mut silence = Silence::new(self.done(), Instant::now());
+        while tokio::time::timeout(Duration::from_secs(1), self.notify.notified()).await.is_err() {
+            self.report();
+            if let Some(silent) = silence.due(self.done(), Instant::now()) {
+                let seconds = silent.as_secs();
+                tracing::warn!(seconds, "Kafka has acknowledged nothing; it goes on by itself when Kafka answers");
+            }
+        }
     }
 
     /// False when the publisher failed.
@@ -217,7 +234,7 @@ impl<P: FnMut(u64)> Sending<'_, P> {
                 }
                 Handed::Full if self.publisher.has_failed() => return Ok(false),
                 Handed::Full => {
-                    self.notify.notified().await;
+                    self.acknowledgements().await;
                     self.report();
                 }
             }
@@ -231,6 +248,30 @@ impl<P: FnMut(u64)> Sending<'_, P> {
     fn report(&mut self) {
         let done = self.done();
         (self.progress)(done);
+    }
+}
+
+/// How long nothing has been acknowledged.
+struct Silence {
+    done: u64,
+    since: Instant,
+    tell_at: Instant,
+}
+
+impl Silence {
+    fn new(done: u64, now: Instant) -> Self {
+        Self { done, since: now, tell_at: now + SILENCE }
+    }
+
+    /// The silence, when it is time to tell it.
+    fn due(&mut self, done: u64, now: Instant) -> Option<Duration> {
+        if done != self.done {
+            *self = Self::new(done, now);
+        }
+        (now >= self.tell_at).then(|| {
+            self.tell_at = now + SILENCE_TOLD_EVERY;
+            now - self.since
+        })
     }
 }
 
@@ -250,5 +291,23 @@ fn envelope<'a>(stored: &'a StoredEvent, message_type: &'a str, source: &'a str,
         causation_id: stored.causation_id.as_deref(),
         traceparent: stored.traceparent.as_deref(),
         reply_to: stored.reply_to.as_deref(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_told_soon_then_now_and_then_and_anew_after_an_answer() {
+        let start = Instant::now();
+        let mut silence = Silence::new(0, start);
+        let mut told = |seconds: std::ops::Range<u64>, done| {
+            seconds.filter(|at| silence.due(done, start + Duration::from_secs(*at)).is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(told(0..30, 0), [3, 13, 23]);
+        assert_eq!(told(30..50, 7), [33, 43], "counted from the answer on");
+        let silent = silence.due(7, start + Duration::from_secs(53));
+        assert_eq!(silent, Some(Duration::from_secs(23)));
     }
 }
