@@ -119,17 +119,21 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The chain of causes. What PostgreSQL said is told once: errors of the store tell it already, better
-/// than the driver does.
+/// The chain of causes, each told once: many an error's own text ends in that of its cause already.
 fn told(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let postgres = cause.downcast_ref::<tokio_postgres::Error>().map(describe);
-        if postgres.as_ref().is_some_and(|said| text.contains(said.as_str())) {
+        // Below the driver's error stand its parts, which `describe` has put together better.
+        let last = postgres.is_some();
+        let said = postgres.unwrap_or_else(|| cause.to_string());
+        if !text.contains(&said) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{separator}{said}");
+        }
+        if last {
             break;
         }
-        let separator = if text.is_empty() { "" } else { ": " };
-        text = format!("{text}{separator}{}", postgres.unwrap_or_else(|| cause.to_string()));
     }
     text
 }
@@ -138,8 +142,28 @@ fn told(error: &anyhow::Error) -> String {
 mod tests {
     use clap::CommandFactory as _;
 
+    use crate::api::ApiError;
+
     #[test]
     fn the_command_line_is_well_formed() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_a_text_says_already_is_not_told_again() {
+        let taken = || std::io::Error::other("Address already in use (os error 98)");
+        let listen = "127.0.0.1:80".parse().expect("an address");
+        let error = anyhow::Error::new(ApiError::Listen { listen, source: taken() }).context("cannot start");
+        let told = super::told(&error);
+        assert_eq!(told.matches("already in use").count(), 1, "{told}");
+        assert!(told.starts_with("cannot start: cannot listen on 127.0.0.1:80: Address"), "{told}");
+        // A relay that stops says what its store said, in words of its own before it.
+        let store = anyhow::Error::new(taken()).context("read the outbox: Address already in use (os error 98)");
+        let relay =
+            store.context("relay: read the outbox: Address already in use (os error 98)").context("relay failed");
+        let told = super::told(&relay);
+        assert_eq!(told, "relay failed: relay: read the outbox: Address already in use (os error 98)");
+        let plain = anyhow::Error::new(taken()).context("cannot read x");
+        assert_eq!(super::told(&plain), "cannot read x: Address already in use (os error 98)");
     }
 }

@@ -97,7 +97,7 @@ async fn registered(catalogue: &Catalogue, settings: &Settings) -> anyhow::Resul
 
 async fn list(catalogue: &Catalogue, output: Output, settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut registered = registered(catalogue, settings).await.unwrap_or_else(|error| {
-        eprintln!("without ids: {error:#}");
+        eprintln!("without ids: {}", super::told(&error));
         Registered::new()
     });
     let mut rows = Vec::new();
