@@ -130,8 +130,13 @@ async fn the_registry_answers_as_confluents() {
     let pool = Database::new(&database.settings, &DatabaseRole::Reader).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    let server = tokio::spawn(async move { axum::serve(listener, registry_routes(pool)).await });
+    let routes = registry_routes(pool).layer(axum::extract::DefaultBodyLimit::max(10_000));
+    // As the API's own router does, which answers in another shape.
+    let routes = routes.fallback(async || "elsewhere").method_not_allowed_fallback(async || "elsewhere");
+    let server = tokio::spawn(async move { axum::serve(listener, routes).await });
 
+    // Or the test would pass only beside others that have.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let http = reqwest::Client::new();
     let get = async |path: &str| {
         let answer = http.get(format!("{base}{path}")).send().await.unwrap();
@@ -171,6 +176,17 @@ async fn the_registry_answers_as_confluents() {
         (format!("/subjects/{subject}/versions/two"), 422, 42202),
         ("/schemas/ids/4711".to_owned(), 404, 40403),
         ("/schemas/ids/x".to_owned(), 404, 40403),
+        ("/subjects/a%00b/versions".to_owned(), 404, 40401),
+        ("/subjects/a%00b/versions/1".to_owned(), 404, 40401),
+        ("/config/a%00b".to_owned(), 404, 40401),
+        // What the framework refuses, and what is under no path.
+        ("/subjects/%FF/versions".to_owned(), 400, 400),
+        ("/subjects?subjectPrefix=a&subjectPrefix=b".to_owned(), 400, 400),
+        ("/config/nobody?defaultToGlobal=yes".to_owned(), 400, 400),
+        ("/subjects/none/nothing".to_owned(), 404, 404),
+        ("/schemas".to_owned(), 404, 404),
+        ("/compatibility/subjects/x/versions/latest".to_owned(), 404, 404),
+        ("/subjects/none".to_owned(), 405, 405),
     ] {
         let (found, body) = get(&path).await;
         assert_eq!((found, &body["error_code"]), (status, &json!(code)), "{path}");
@@ -186,6 +202,16 @@ async fn the_registry_answers_as_confluents() {
     assert_eq!(post(format!("/subjects/{subject}"), json!({"schema": compact})).await, (200, version));
     assert_eq!(post(format!("/subjects/{subject}"), json!({"schema": "\"int\""})).await.1["error_code"], 40403);
     assert_eq!(post(format!("/subjects/{subject}/versions"), json!({"schema": compact})).await.1["error_code"], 42205);
+    assert_eq!(get("/subjects?subjectPrefix=a%00b").await, (200, json!([])));
+    assert_eq!(post("/subjects/a%00b".to_owned(), json!({"schema": compact})).await.1["error_code"], 40401);
+    let large = json!({"schema": "x".repeat(20_000)});
+    assert_eq!(post(format!("/subjects/{subject}"), large).await.1["error_code"], 413);
+    let nothing = json!({"error_code": 404, "message": "HTTP 404 Not Found"});
+    assert_eq!(post("/compatibility/subjects/x/versions/latest".to_owned(), json!({})).await, (404, nothing));
+    let deleted = http.delete(format!("{base}/subjects/{subject}")).send().await.unwrap();
+    assert_eq!((deleted.status().as_u16(), &deleted.headers()["allow"]), (405, &"POST".parse().unwrap()));
+    assert_eq!(deleted.json::<Value>().await.unwrap()["message"], "HTTP 405 Method Not Allowed");
+    assert_eq!(http.get(format!("{base}/else")).send().await.unwrap().text().await.unwrap(), "elsewhere");
     // What is amiss is told in the same shape, whatever the content type.
     for (body, status, code) in [("nonsense", 400, 400), ("{}", 422, 42201), (r#"{"schema": "{"}"#, 422, 42201)] {
         let answer = http.post(format!("{base}/subjects/{subject}")).body(body).send().await.unwrap();

@@ -73,6 +73,12 @@ pub enum RegistryError {
     /// 40403.
     #[error("Schema {0} not found")]
     SchemaNotFound(String),
+    /// 404: a path that nothing is under.
+    #[error("HTTP 404 Not Found")]
+    NoPath,
+    /// 405.
+    #[error("HTTP 405 Method Not Allowed")]
+    NoMethod,
     /// 400: a body that is no JSON.
     #[error("The request is not a JSON object: {0}")]
     InvalidBody(String),
@@ -102,6 +108,8 @@ impl RegistryError {
             Self::SubjectNotFound(_) => 40401,
             Self::VersionNotFound(_) => 40402,
             Self::SchemaNotFound(_) => 40403,
+            Self::NoPath => 404,
+            Self::NoMethod => 405,
             Self::InvalidBody(_) => 400,
             Self::InvalidSchema(_) => 42201,
             Self::InvalidVersion(_) => 42202,
@@ -162,8 +170,14 @@ pub async fn of_context(
     Ok(rows.iter().map(one).collect())
 }
 
+/// A text that PostgreSQL takes; it knows no NUL, and so no subject has one.
+fn checked(subject: &str) -> Result<&str, RegistryError> {
+    if subject.contains('\0') { Err(RegistryError::SubjectNotFound(subject.to_owned())) } else { Ok(subject) }
+}
+
 /// All subjects that begin with `prefix`, by name.
 pub async fn subjects(client: &impl GenericClient, prefix: &str) -> Result<Vec<String>, RegistryError> {
+    let Ok(prefix) = checked(prefix) else { return Ok(Vec::new()) };
     let statement = "select distinct subject from throughline.schemas where starts_with(subject, $1) order by 1";
     let rows = client.query(statement, &[&prefix]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -172,7 +186,7 @@ pub async fn subjects(client: &impl GenericClient, prefix: &str) -> Result<Vec<S
 /// The versions of a subject, ascending.
 pub async fn versions(client: &impl GenericClient, subject: &str) -> Result<Vec<i32>, RegistryError> {
     let statement = "select version from throughline.schemas where subject = $1 order by 1";
-    let rows = client.query(statement, &[&subject]).await?;
+    let rows = client.query(statement, &[&checked(subject)?]).await?;
     if rows.is_empty() {
         return Err(RegistryError::SubjectNotFound(subject.to_owned()));
     }
@@ -192,7 +206,7 @@ pub async fn subject_version(
     let statement = "
         select subject, version, id, definition from throughline.schemas
         where subject = $1 and ($2::int is null or version = $2) order by version desc limit 1";
-    match (client.query_opt(statement, &[&subject, &exactly]).await?, exactly) {
+    match (client.query_opt(statement, &[&checked(subject)?, &exactly]).await?, exactly) {
         (Some(row), _) => Ok(subject_version_of(&row)),
         (None, Some(version)) => {
             versions(client, subject).await?;
@@ -213,7 +227,7 @@ pub async fn lookup(
     let statement = "
         select subject, version, id, definition from throughline.schemas
         where subject = $1 and fingerprint = $2 order by version desc limit 1";
-    match client.query_opt(statement, &[&subject, &fingerprint]).await? {
+    match client.query_opt(statement, &[&checked(subject)?, &fingerprint]).await? {
         Some(row) => Ok(subject_version_of(&row)),
         None => {
             versions(client, subject).await?;

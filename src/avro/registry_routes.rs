@@ -4,6 +4,7 @@
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -17,24 +18,49 @@ use crate::store::Database;
 /// Content type of every answer.
 const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
+/// A refusal of the framework is a line.
+const REFUSAL_BYTES_MAX: usize = 4 * 1024;
+
 /// The routes, to be merged at the root: stock clients take the base address as the registry's URL.
 pub fn registry_routes(database: Database) -> Router {
+    let subjects = Router::new()
+        .route("/", get(subjects))
+        .route("/{subject}", post(lookup))
+        .route("/{subject}/versions", get(versions).post(read_only))
+        .route("/{subject}/versions/{version}", get(subject_version))
+        .route("/{subject}/versions/{version}/schema", get(definition));
+    let schemas = Router::new()
+        .route("/ids/{id}", get(schema_by_id))
+        .route("/ids/{id}/schema", get(definition_by_id))
+        .route("/ids/{id}/versions", get(versions_of_id))
+        .route("/ids/{id}/subjects", get(subjects_of_id))
+        .route("/types", get(async || answer(&["AVRO"])));
+    let config =
+        Router::new().route("/", get(config).put(read_only)).route("/{subject}", get(config_of).put(read_only));
+    let mode = Router::new().route("/", get(mode).put(read_only)).route("/{subject}", get(mode).put(read_only));
+    // What is under none of their paths is refused in the registry's shape as well.
+    let ours = |routes: Router<Database>| {
+        routes.fallback(async || RegistryError::NoPath).method_not_allowed_fallback(async || RegistryError::NoMethod)
+    };
     Router::new()
-        .route("/subjects", get(subjects))
-        .route("/subjects/{subject}", post(lookup))
-        .route("/subjects/{subject}/versions", get(versions).post(read_only))
-        .route("/subjects/{subject}/versions/{version}", get(subject_version))
-        .route("/subjects/{subject}/versions/{version}/schema", get(definition))
-        .route("/schemas/ids/{id}", get(schema_by_id))
-        .route("/schemas/ids/{id}/schema", get(definition_by_id))
-        .route("/schemas/ids/{id}/versions", get(versions_of_id))
-        .route("/schemas/ids/{id}/subjects", get(subjects_of_id))
-        .route("/schemas/types", get(async || answer(&["AVRO"])))
-        .route("/config", get(config).put(read_only))
-        .route("/config/{subject}", get(config_of).put(read_only))
-        .route("/mode", get(mode).put(read_only))
-        .route("/mode/{subject}", get(mode).put(read_only))
+        .nest("/subjects", ours(subjects))
+        .nest("/schemas", ours(schemas))
+        .nest("/config", ours(config))
+        .nest("/mode", ours(mode))
+        .nest("/compatibility", ours(Router::new()))
+        .route_layer(map_response(in_our_shape))
         .with_state(database)
+}
+
+/// What the framework refuses by itself, such as a path that is not UTF-8 or too large a body, it tells as text.
+async fn in_our_shape(response: Response) -> Response {
+    let status = response.status();
+    let is_ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|found| found == CONTENT_TYPE);
+    if is_ours || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let told = axum::body::to_bytes(response.into_body(), REFUSAL_BYTES_MAX).await.unwrap_or_default();
+    refusal(status, i32::from(status.as_u16()), &format!("HTTP {status}: {}", String::from_utf8_lossy(&told)))
 }
 
 type Answer = Result<Response, RegistryError>;
@@ -147,8 +173,12 @@ impl IntoResponse for RegistryError {
             tracing::warn!(error = %self, "the schema registry API could not answer");
         }
         let status = StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = answer(&json!({"error_code": self.code(), "message": self.message()}));
-        *response.status_mut() = status;
-        response
+        refusal(status, self.code(), &self.message())
     }
+}
+
+fn refusal(status: StatusCode, code: i32, message: &str) -> Response {
+    let mut response = answer(&json!({"error_code": code, "message": message}));
+    *response.status_mut() = status;
+    response
 }
