@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::{INTERRUPTED, WRONG_USAGE};
 use crate::app::dev::{self, CancelFlag, Layout, Origin, Report, Services, State, detach, shell_word};
 use crate::settings::{DevRunner, DevSettings, Settings};
 
@@ -129,7 +130,7 @@ async fn up(settings: &Settings, detach: bool) -> anyhow::Result<ExitCode> {
 async fn stay_up(settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut stopped = async || tokio::select! { _ = interrupt.recv() => 130, _ = terminate.recv() => 0 };
+    let mut stopped = async || tokio::select! { _ = interrupt.recv() => INTERRUPTED, _ = terminate.recv() => 0 };
 
     let cancel = CancelFlag::default();
     let start = Services::start_reporting(&settings.dev, report_to_stderr(), cancel.clone());
@@ -266,7 +267,7 @@ async fn reset(settings: &Settings, yes: bool) -> anyhow::Result<ExitCode> {
     if layout.has_data() && !yes {
         if !std::io::stdin().is_terminal() {
             eprintln!("this deletes all data in {}; confirm with --yes", layout.root.display());
-            return Ok(ExitCode::from(2));
+            return Ok(ExitCode::from(WRONG_USAGE));
         }
         eprint!("delete all data in {}? [y/N] ", layout.root.display());
         let mut answer = String::new();

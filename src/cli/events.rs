@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_postgres::Client;
 
-use super::{FOUND_FALSE, Output, event_json, republish};
+use super::{FOUND_FALSE, INTERRUPTED, Output, WrongUsage, event_json, republish};
 use crate::app::install;
 use crate::orders::{OrdersCodec, OrdersContext};
 use crate::settings::Settings;
@@ -108,7 +110,7 @@ pub(super) fn spans(from: &[Start], destination: &Destination, last: &[i64], upt
     let mut spans: Vec<Span> = Vec::new();
     for one in from {
         let Start::At { partition, seq } = *one else {
-            anyhow::bail!("--from takes beginning or end alone, or places PARTITION:SEQ");
+            return Err(WrongUsage("--from takes beginning or end alone, or places PARTITION:SEQ".into()).into());
         };
         if partition >= destination.partitions {
             anyhow::bail!(
@@ -118,7 +120,7 @@ pub(super) fn spans(from: &[Start], destination: &Destination, last: &[i64], upt
             );
         }
         if spans.iter().any(|span| span.partition == partition) {
-            anyhow::bail!("--from names partition {partition} twice");
+            return Err(WrongUsage(format!("--from names partition {partition} twice")).into());
         }
         spans.push(Span { partition, after: seq - 1, upto });
     }
@@ -134,20 +136,17 @@ async fn tail(args: TailArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut history = History::new(&destination, &spans, PAGE.0, PAGE.1);
     let follow = args.follow || (args.from == [Start::End] && !args.no_follow);
     let mut printer = Printer::new(args.output, args.raw);
-    let mut left = args.max.unwrap_or(u64::MAX);
-    while left > 0 {
-        let events = history.next(&client).await?;
-        if events.is_empty() {
-            if !follow {
-                break;
-            }
-            tokio::time::sleep(FOLLOW_EVERY).await;
+    // From here on Ctrl-C ends the following, and what was begun is ended as well.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let read = tokio::select! {
+        read = show(&client, &mut history, &codec, &mut printer, args.max.unwrap_or(u64::MAX), follow) => read?,
+        _ = interrupt.recv() => {
+            printer.end();
+            return Ok(ExitCode::from(INTERRUPTED));
         }
-        let shown = usize::try_from(left).unwrap_or(usize::MAX).min(events.len());
-        left -= shown as u64;
-        if !printer.print(&codec, &events[..shown]) {
-            return Ok(ExitCode::SUCCESS);
-        }
+    };
+    if !read {
+        return Ok(ExitCode::SUCCESS);
     }
     printer.end();
     Ok(if printer.unreadable > 0 {
@@ -156,6 +155,32 @@ async fn tail(args: TailArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Prints up to `left` events; false when nobody reads any more.
+async fn show(
+    client: &Client,
+    history: &mut History,
+    codec: &OrdersCodec,
+    printer: &mut Printer,
+    mut left: u64,
+    follow: bool,
+) -> anyhow::Result<bool> {
+    while left > 0 {
+        let events = history.next(client).await?;
+        if events.is_empty() {
+            if !follow {
+                break;
+            }
+            tokio::time::sleep(FOLLOW_EVERY).await;
+        }
+        let shown = usize::try_from(left).unwrap_or(usize::MAX).min(events.len());
+        left -= shown as u64;
+        if !printer.print(codec, &events[..shown]) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Prints events as they come: a table of fixed columns, since its end is not known.
@@ -261,8 +286,12 @@ mod tests {
         assert_eq!(of(&[Start::End]).unwrap(), [span(0, 5), span(1, 7)]);
         let place = Start::At { partition: 1, seq: 3 };
         assert_eq!(of(&[place]).unwrap(), [span(1, 2)]);
-        for wrong in [&[place, place][..], &[Start::End, place], &[Start::At { partition: 2, seq: 1 }]] {
-            assert!(of(wrong).is_err(), "{wrong:?}");
+        for wrong in [&[place, place][..], &[Start::End, place], &[Start::Beginning, Start::End]] {
+            assert!(of(wrong).unwrap_err().is::<WrongUsage>(), "{wrong:?}");
         }
+        assert!(
+            !of(&[Start::At { partition: 2, seq: 1 }]).unwrap_err().is::<WrongUsage>(),
+            "another store may have it"
+        );
     }
 }

@@ -34,6 +34,16 @@ use crate::store::describe;
 /// A check that was answered with no.
 pub const FOUND_FALSE: u8 = 3;
 
+/// Arguments that cannot be meant.
+const WRONG_USAGE: u8 = 2;
+/// Ctrl-C, as a shell tells it.
+const INTERRUPTED: u8 = 130;
+
+/// Wrong usage that the parser of the arguments cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongUsage(String);
+
 /// Event-sourced CQRS on Kafka and PostgreSQL.
 #[derive(Debug, Parser)]
 #[command(name = "throughline", version, about, long_about = None, propagate_version = true)]
@@ -116,7 +126,7 @@ async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result
 /// One paragraph, the whole chain of causes, no trace.
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {}", told(error));
-    ExitCode::FAILURE
+    if error.is::<WrongUsage>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
 }
 
 /// The chain of causes, each told once: many an error's own text ends in that of its cause already.

@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::{FOUND_FALSE, Output};
+use super::{FOUND_FALSE, INTERRUPTED, Output};
 use crate::app::install;
 use crate::orders::{self, domain::OrderEvent};
 use crate::projection::{self, Progress, Projector, RebuildReport, ResetTarget, state};
@@ -239,7 +239,7 @@ async fn rebuild(output: Output, name: &Name, consent: &Consent, settings: &Sett
         _ = tokio::signal::ctrl_c() => {
             bar.abort();
             eprintln!("interrupted; the live tables are untouched, and the next rebuild discards what is left");
-            return Ok(ExitCode::from(130));
+            return Ok(ExitCode::from(INTERRUPTED));
         }
     };
     bar.abort();

@@ -8,8 +8,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::Output;
 use super::events::{Start, spans};
+use super::{Output, WRONG_USAGE, WrongUsage};
 use crate::app::install;
 use crate::kafka::topics::{self, TopicSpec};
 use crate::orders::schemas;
@@ -18,9 +18,6 @@ use crate::settings::Settings;
 use crate::store::events::{Span, last_seqs};
 use crate::store::{DatabaseRole, connect, destinations};
 
-/// Wrong usage: consent is missing.
-const WRONG_USAGE: u8 = 2;
-
 /// Arguments of `events republish`.
 #[derive(Debug, Args)]
 pub(super) struct RepublishArgs {
@@ -28,7 +25,7 @@ pub(super) struct RepublishArgs {
     #[arg(long, default_value = "beginning", value_name = "WHERE")]
     from: Vec<Start>,
     /// The topic to write; made with as many partitions when it is not there
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = topics::checked_name)]
     to_topic: String,
     /// Print what would be sent, and send nothing
     #[arg(long)]
@@ -45,10 +42,11 @@ pub(super) async fn run(args: RepublishArgs, settings: &Settings) -> anyhow::Res
     let topic = args.to_topic.as_str();
     let ours = install::topic_specs(settings);
     if ours.iter().any(|spec| spec.name == topic) {
-        bail!("{topic} belongs to the pipeline and is written by it alone; name another topic with --to-topic");
+        let whose = "belongs to the pipeline and is written by it alone; name another topic with --to-topic";
+        return Err(WrongUsage(format!("{topic} {whose}")).into());
     }
     if args.from.contains(&Start::End) {
-        bail!("--from end sends nothing: say beginning, or places PARTITION:SEQ");
+        return Err(WrongUsage("--from end sends nothing: say beginning, or places PARTITION:SEQ".into()).into());
     }
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
     let codec = install::orders_codec_unchecked(settings, &client).await?;
@@ -72,6 +70,11 @@ pub(super) async fn run(args: RepublishArgs, settings: &Settings) -> anyhow::Res
         print_plan(topic, &left, args.output);
         return Ok(ExitCode::SUCCESS);
     }
+    if events == 0 {
+        eprintln!("nothing to send: the store has no event there that {topic} lacks");
+        print_sent(topic, 0, left.len(), args.output);
+        return Ok(ExitCode::SUCCESS);
+    }
     if !args.yes && !consent(&format!("send {events} events to {topic}?"))? {
         return Ok(ExitCode::from(WRONG_USAGE));
     }
@@ -83,9 +86,13 @@ pub(super) async fn run(args: RepublishArgs, settings: &Settings) -> anyhow::Res
     let sent =
         republish::run(settings, &client, to, schemas::NAMESPACE, &left, &codec, |done| bar.set_position(done)).await;
     bar.finish_and_clear();
-    let row = json!({"topic": topic, "sent": sent?, "partitions": left.len()});
-    args.output.print(&["topic", "sent", "partitions"], &[row]);
+    print_sent(topic, sent?, left.len(), args.output);
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_sent(topic: &str, sent: u64, partitions: usize, output: Output) {
+    let row = json!({"topic": topic, "sent": sent, "partitions": partitions});
+    output.print(&["topic", "sent", "partitions"], &[row]);
 }
 
 fn print_plan(topic: &str, spans: &[Span], output: Output) {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{FOUND_FALSE, Output};
+use super::{FOUND_FALSE, Output, WrongUsage};
 use crate::app::{asyncapi, install};
 use crate::avro::registry::{self, RegisteredSchema};
 use crate::avro::{Catalogue, CataloguedSchema, fields, lock};
@@ -37,7 +37,7 @@ enum SchemaVerb {
         event_type: String,
         /// Such as 2; the newest when none is named
         // Not `version`: clap keeps that name for its flag.
-        #[arg(value_name = "VERSION")]
+        #[arg(value_name = "VERSION", value_parser = clap::value_parser!(i16).range(1..))]
         wanted: Option<i16>,
     },
     /// Lock file, compatibility of every version with every older one, upcasters; exit code 3 when one fails
@@ -49,10 +49,10 @@ enum SchemaVerb {
         #[arg(value_name = "TYPE")]
         event_type: Option<String>,
         /// Older version; the one before TO when none is named
-        #[arg(value_name = "FROM", conflicts_with = "database")]
+        #[arg(value_name = "FROM", value_parser = clap::value_parser!(i16).range(1..), conflicts_with = "database")]
         from: Option<i16>,
         /// Newer version; the newest when none is named
-        #[arg(value_name = "TO", conflicts_with = "database")]
+        #[arg(value_name = "TO", value_parser = clap::value_parser!(i16).range(1..), conflicts_with = "database")]
         to: Option<i16>,
         /// Compare this program with the database instead of two versions
         #[arg(long)]
@@ -175,7 +175,13 @@ fn diff_versions(
     match event_type {
         Some(event_type) => {
             let to = one(catalogue, event_type, to)?;
-            let from = one(catalogue, event_type, from.or(Some(to.version - 1)).filter(|version| *version > 0))?;
+            let from = match from {
+                Some(same) if same == to.version => {
+                    return Err(WrongUsage(format!("version {same} of {event_type} is compared with itself")).into());
+                }
+                None if to.version == 1 => bail!("{event_type} has version 1 only: there is none to compare it with"),
+                from => one(catalogue, event_type, from.or(Some(to.version - 1)))?,
+            };
             compare(from, to);
         }
         None => {
@@ -223,4 +229,18 @@ async fn diff_database(
         _ => output.print(&["type", "version", "state"], &rows),
     }
     Ok(if rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FOUND_FALSE) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_not_compared_with_itself() {
+        let first: Vec<_> = schemas::PUBLISHED.iter().filter(|one| one.version == 1).copied().collect();
+        let catalogue = Catalogue::new(schemas::EVENTS_TOPIC, schemas::NAMESPACE, &first).unwrap();
+        let diff = |from| diff_versions(&catalogue, Some("OrderPlaced"), from, None, Output::Json).unwrap_err();
+        assert!(diff(None).to_string().contains("has version 1 only") && !diff(None).is::<WrongUsage>());
+        assert!(diff(Some(1)).is::<WrongUsage>());
+    }
 }

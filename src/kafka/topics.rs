@@ -71,6 +71,18 @@ pub struct TopicSpec {
     pub config: Vec<(&'static str, String)>,
 }
 
+/// A name that Kafka takes.
+///
+/// # Errors
+/// What names it takes.
+pub fn checked_name(name: &str) -> Result<String, String> {
+    let taken = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if name.is_empty() || name.len() > 249 || [".", ".."].contains(&name) || !name.bytes().all(taken) {
+        return Err("a topic's name is 1 to 249 letters, digits, dots, hyphens and underscores, and not . or ..".into());
+    }
+    Ok(name.to_owned())
+}
+
 const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
 /// Left free beside an event's value for its key, its headers and the batch around it.
 const KEY_AND_HEADERS_BYTES: u32 = 48_588;
@@ -258,6 +270,16 @@ fn connect_error(settings: &KafkaSettings, error: &rdkafka::error::KafkaError) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_one_that_kafka_takes() {
+        for name in ["orders-events", "A.b_c-9", &"x".repeat(249)] {
+            assert_eq!(checked_name(name).as_deref(), Ok(name));
+        }
+        for name in ["", ".", "..", "bad topic!", "ä", "a/b", &"x".repeat(250)] {
+            assert!(checked_name(name).is_err(), "{name}");
+        }
+    }
 
     #[test]
     fn a_topic_may_take_larger_records_and_not_smaller_ones() {

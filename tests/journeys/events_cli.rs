@@ -3,9 +3,12 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use throughline::app::install;
 use throughline::engine::{EventCodec as _, destination_partition};
+use throughline::kafka::topics;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -71,6 +74,8 @@ async fn the_store_can_be_looked_into_and_sent_again() {
     stream_shows_states(&harness, order).await;
     republish_repeats_history(&harness, &client, old).await;
     tail_follows_until_nobody_reads(&harness).await;
+    an_interrupted_tail_ends_its_array(&harness).await;
+    usage_that_cannot_be_meant_is_told_by_the_exit_code(&harness).await;
     schemas_can_be_compared(&harness, &client).await;
     assert_eq!(processor.terminate().await, 0);
 }
@@ -140,6 +145,50 @@ async fn tail_follows_until_nobody_reads(harness: &Harness) {
     let ended = tokio::time::timeout(PATIENCE, tail.wait_with_output()).await.expect("tail ends");
     let ended = ended.expect("tail ran");
     assert!(ended.status.success(), "{:?} {}", ended.status, String::from_utf8_lossy(&ended.stderr));
+}
+
+/// Ctrl-C is how following ends: what was printed is JSON all the same.
+async fn an_interrupted_tail_ends_its_array(harness: &Harness) {
+    let mut tail = command(harness, &["events", "tail", "--from", "beginning", "--output", "json", "--follow"]);
+    let mut tail = tail.stdout(Stdio::piped()).spawn().expect("tail starts");
+    let mut lines = BufReader::new(tail.stdout.take().expect("stdout is piped")).lines();
+    let mut text = String::new();
+    for _ in 0..2 {
+        text.push_str(&lines.next_line().await.expect("readable").expect("an event"));
+    }
+    let id = Pid::from_raw(tail.id().expect("it runs") as i32);
+    kill(id, Signal::SIGINT).expect("signal the process");
+    while let Some(line) = lines.next_line().await.expect("readable") {
+        text.push_str(&line);
+    }
+    assert_eq!(tail.wait().await.expect("tail ends").code(), Some(130));
+    let printed: Vec<Value> = serde_json::from_str(&text).expect("an array that is closed");
+    assert_eq!(printed[0]["type"], "OrderPlaced");
+}
+
+async fn usage_that_cannot_be_meant_is_told_by_the_exit_code(harness: &Harness) {
+    let new = format!("{}new", harness.settings.topics.prefix);
+    let ours = harness.names().events();
+    for (line, says) in [
+        ("events tail --from 0:1 --from 0:2", "partition 0 twice"),
+        ("events tail --from beginning --from end", "alone"),
+        (&format!("events republish --from end --to-topic {new}"), "sends nothing"),
+        (&format!("events republish --yes --to-topic {ours}"), "belongs to the pipeline"),
+        ("events republish --dry-run --to-topic bad!", "a topic's name is"),
+        ("schema diff OrderPlaced 0 1", "0 is not in 1.."),
+        ("schema show OrderPlaced 0", "0 is not in 1.."),
+        ("schema diff OrderPlaced 3", "compared with itself"),
+    ] {
+        let ended = run(harness, &line.split(' ').collect::<Vec<_>>()).await;
+        assert!(ended.code == 2 && ended.stderr.contains(says), "{line}: {} {}", ended.code, ended.stderr);
+    }
+    let unknown = run(harness, &["schema", "diff", "OrderPlaced", "9", "1"]).await;
+    assert!(unknown.code == 1 && unknown.stderr.contains("there is no 9"), "{}", unknown.stderr);
+    let beyond = ["events", "republish", "--to-topic", &new, "--from", "0:999999"];
+    let beyond = run(harness, &beyond).await;
+    assert!(beyond.code == 0 && beyond.stderr.contains("nothing to send"), "{} {}", beyond.code, beyond.stderr);
+    let made = topics::partition_count(&harness.settings.kafka, &new).await.expect("Kafka answers");
+    assert_eq!(made, None, "no topic is made for nothing");
 }
 
 async fn stream_shows_states(harness: &Harness, order: Uuid) {
