@@ -283,6 +283,50 @@ async fn an_external_registry_gives_the_ids_and_may_be_away_later() {
     database.remove().await;
 }
 
+/// A registry that answers everything so.
+async fn answering(status: u16, body: &str) -> (ExternalRegistry, tokio::task::JoinHandle<()>) {
+    let (status, body) = (axum::http::StatusCode::from_u16(status).unwrap(), body.to_owned());
+    let routes = axum::Router::new().fallback(async move || (status, body));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let registry = ExternalRegistry::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    (registry, tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_external_registry_is_believed_only_what_can_be() {
+    let database = OwnDatabase::create().await;
+    let client = database.connect().await;
+    let catalogue = schemas::catalogue().unwrap();
+    let large = format!("{}{{\"id\": 5}}", " ".repeat(2 << 20));
+    for (status, body, says) in [
+        (401, r#"{"id": 5, "message": "who are you"}"#, "401 Unauthorized {\"id\": 5, \"message\": \"who are you\"}"),
+        (302, r#"{"id": 5}"#, "302 Found"),
+        (503, "under maintenance", "503 Service Unavailable under maintenance"),
+        (200, r#"{"id": 0}"#, "the id 0 is not positive"),
+        (200, r#"{"id": -5}"#, "the id -5 is not positive"),
+        (200, &large, "more than 1048576 bytes"),
+        (200, r#"{"id": 7}"#, "OrderCancelled version 2 the id 7, which is that of"),
+    ] {
+        let (registry, server) = answering(status, body).await;
+        let error = registry.register(&client, &catalogue).await.unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+        server.abort();
+    }
+    let kept: i64 = client.query_one("select count(*) from throughline.schemas", &[]).await.unwrap().get(0);
+    assert_eq!(kept, 0, "nothing is kept of what is refused");
+
+    // An id that the store knows as something else's.
+    let taken = "insert into throughline.schemas (id, subject, version, event_type, fingerprint, definition)
+                 overriding system value values (902, 'another', 4, 'Another', '', '')";
+    client.batch_execute(taken).await.unwrap();
+    let (address, server) = stand_in(900).await;
+    let error = ExternalRegistry::new(&address).unwrap().register(&client, &catalogue).await.unwrap_err();
+    assert!(matches!(&error, ExternalRegistryError::SameId { id: 902, .. }), "{error}");
+    assert!(error.to_string().contains("another version 4"), "{error}");
+    server.abort();
+    database.remove().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_installation_asks_the_external_registry_and_starts_again_without_it() {
     let database = OwnDatabase::create().await;

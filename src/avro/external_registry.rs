@@ -16,6 +16,8 @@ use super::ids::{self, SchemaIds, SchemaIdsError};
 
 /// One request to the registry, at most.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer is an id or a reason; what is larger comes from something else.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 /// The external registry could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,12 @@ pub enum ExternalRegistryError {
          carry {ours}: a store keeps to the registry it began with. Unset schema_registry_url, or start a new store"
     )]
     OtherIds { registry: String, subject: String, version: i16, theirs: i32, ours: i32 },
+    /// Bytes with that id could mean either.
+    #[error(
+        "the schema registry at {registry} gives {subject} version {version} the id {id}, which is that of {other} \
+         already: an id stands for one schema. Check schema_registry_url"
+    )]
+    SameId { registry: String, subject: String, version: i16, id: i32, other: String },
     /// The ids could not be kept or loaded.
     #[error(transparent)]
     Ids(#[from] SchemaIdsError),
@@ -49,6 +57,9 @@ pub struct ExternalRegistry {
     http: reqwest::Client,
     address: reqwest::Url,
 }
+
+/// The subject, the schema and the id that it got.
+type Given<'a> = (String, &'a super::CataloguedSchema, i32);
 
 #[derive(Deserialize)]
 struct Registered {
@@ -114,18 +125,39 @@ impl ExternalRegistry {
                 }
             }
         }
+        self.check(client, &given).await?;
         keep(client, &given).await?;
-        let ids = ids::load(client, catalogue).await?;
-        let given: HashMap<_, _> =
-            given.iter().map(|(subject, one, id)| ((&one.event_type, one.version), (subject, *id))).collect();
-        for ((event_type, version), (subject, theirs)) in given {
-            let ours = ids.id_of(event_type, version).unwrap_or_default();
-            if ours != theirs {
-                let (registry, subject) = (self.name(), subject.clone());
-                return Err(ExternalRegistryError::OtherIds { registry, subject, version, theirs, ours });
+        Ok(ids::load(client, catalogue).await?)
+    }
+
+    /// Refuses ids other than those kept, and one that stands for something else, here or in the store.
+    async fn check(&self, client: &impl GenericClient, given: &[Given<'_>]) -> Result<(), ExternalRegistryError> {
+        let (subjects, ids): (Vec<_>, Vec<_>) = given.iter().map(|(subject, _, id)| (subject.as_str(), *id)).unzip();
+        let statement = "select id, subject, version from throughline.schemas where id = any($1) or subject = any($2)";
+        let rows = client
+            .query(statement, &[&ids, &subjects])
+            .await
+            .map_err(|source| SchemaIdsError::Database { step: "look for ids that are taken", source })?;
+        let mut kept: HashMap<(String, i32), i32> = HashMap::new();
+        let mut holders: HashMap<i32, (String, i32)> = HashMap::new();
+        for row in &rows {
+            let (id, schema): (i32, (String, i32)) = (row.get(0), (row.get(1), row.get(2)));
+            holders.insert(id, schema.clone());
+            kept.insert(schema, id);
+        }
+        for (subject, one, id) in given {
+            let (id, version) = (*id, one.version);
+            let schema = (subject.clone(), i32::from(version));
+            let (registry, subject) = (self.name(), subject.clone());
+            if let Some(ours) = kept.get(&schema).copied().filter(|ours| *ours != id) {
+                return Err(ExternalRegistryError::OtherIds { registry, subject, version, theirs: id, ours });
+            }
+            if let Some(other) = holders.insert(id, schema.clone()).filter(|other| *other != schema) {
+                let other = format!("{} version {}", other.0, other.1);
+                return Err(ExternalRegistryError::SameId { registry, subject, version, id, other });
             }
         }
-        Ok(ids)
+        Ok(())
     }
 
     async fn post(&self, subject: &str, definition: &str) -> Result<i32, Failure> {
@@ -135,16 +167,26 @@ impl ExternalRegistry {
             .address
             .join(&format!("subjects/{subject}/versions"))
             .map_err(|error| Failure::Refused(error.to_string()))?;
-        let answer = self.http.post(url).json(&json!({"schema": definition})).send().await.map_err(unreachable)?;
+        let mut answer = self.http.post(url).json(&json!({"schema": definition})).send().await.map_err(unreachable)?;
         let status = answer.status();
-        let body = answer.bytes().await.map_err(unreachable)?;
-        if status.is_server_error() {
-            return Err(Failure::Unreachable(format!("it answered {status}")));
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(unreachable)? {
+            body.extend_from_slice(&chunk);
+            if body.len() > ANSWER_BYTES_MAX {
+                return Err(Failure::Refused(format!("{status} with more than {ANSWER_BYTES_MAX} bytes")));
+            }
         }
-        serde_json::from_slice::<Registered>(&body).map(|registered| registered.id).map_err(|_| {
-            let text: String = String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(300).collect();
-            Failure::Refused(format!("{status} {text}"))
-        })
+        let text: String = String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(300).collect();
+        if status.is_server_error() {
+            return Err(Failure::Unreachable(format!("it answered {status} {text}")));
+        }
+        match serde_json::from_slice(&body) {
+            Ok(Registered { id }) if status.is_success() && id > 0 => Ok(id),
+            Ok(Registered { id }) if status.is_success() => {
+                Err(Failure::Refused(format!("the id {id} is not positive")))
+            }
+            _ => Err(Failure::Refused(format!("{status} {text}"))),
+        }
     }
 
     /// The address without credentials, for messages.
@@ -160,10 +202,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Keeps ids that were given elsewhere. A row that is there stays: its id is in stored bytes.
-async fn keep(
-    client: &impl GenericClient,
-    given: &[(String, &super::CataloguedSchema, i32)],
-) -> Result<(), SchemaIdsError> {
+async fn keep(client: &impl GenericClient, given: &[Given<'_>]) -> Result<(), SchemaIdsError> {
     let ids: Vec<i32> = given.iter().map(|(_, _, id)| *id).collect();
     let subjects: Vec<&str> = given.iter().map(|(subject, _, _)| subject.as_str()).collect();
     let versions: Vec<i32> = given.iter().map(|(_, one, _)| i32::from(one.version)).collect();
