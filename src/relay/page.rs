@@ -99,7 +99,7 @@ impl Stream {
         taken?;
         self.set_pace(started, page.rows, page.shows_backlog(requests));
         for (key, alarm) in page.alarms {
-            self.halt(key, alarm).await?;
+            self.halt(key, alarm);
         }
         Ok(())
     }

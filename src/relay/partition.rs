@@ -11,9 +11,9 @@ use crate::kafka::TopicPartition;
 /// See the picture in the module above.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Acquired, or its producer ended: what Kafka holds must be learned first, from that time on.
+    /// Acquired, or its producer ended: what Kafka holds must be learned first. Waiting since then.
     Unaligned {
-        from: Instant,
+        since: Instant,
     },
     /// Kafka's tail is being read.
     Aligning,
@@ -91,7 +91,7 @@ impl Partition {
         Self {
             target: TopicPartition { topic: lease.topic.clone(), partition },
             epoch: lease.epoch,
-            state: State::Unaligned { from: Instant::now() },
+            state: State::Unaligned { since: Instant::now() },
             hand_back: lease.hand_back,
             start: lease.published,
             sent: lease.published,
@@ -158,7 +158,7 @@ impl Partition {
     pub fn realign(&mut self) {
         self.sent = self.marked;
         self.acknowledged = Acknowledged::new(Start { after: self.marked, missing: 0 });
-        self.state = State::Unaligned { from: Instant::now() };
+        self.state = State::Unaligned { since: Instant::now() };
     }
 
     /// How far it is published, by PostgreSQL's word and ours. A watermark that we cannot have written

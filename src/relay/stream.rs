@@ -21,7 +21,7 @@ use crate::health::Heartbeat;
 use crate::kafka::KafkaError;
 use crate::settings::Settings;
 
-/// A partition whose tail could not be read is tried again after this long; the others go on.
+/// Tails are read again after this long when one could not be; what streams goes on.
 const TAIL_RETRY: Duration = Duration::from_millis(250);
 /// First and longest wait after a failure of the database or the producer.
 pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -30,7 +30,8 @@ type Tails = Result<Vec<Result<Tail, KafkaError>>, KafkaError>;
 
 /// A read of tails that is under way.
 struct Alignment {
-    keys: Vec<(PartitionKey, i64)>,
+    /// With their epochs, and since when they wait.
+    keys: Vec<(PartitionKey, i64, Instant)>,
     tails: JoinHandle<Tails>,
 }
 
@@ -46,6 +47,7 @@ pub struct Stream {
     pub(super) reader: Option<Reader>,
     pub(super) publisher: Option<Publisher>,
     alignment: Option<Alignment>,
+    align_at: Instant,
     /// Types to sources.
     pub(super) sources: HashMap<String, String>,
     pub(super) next_read: Instant,
@@ -75,6 +77,7 @@ impl Stream {
             reader: None,
             publisher: None,
             alignment: None,
+            align_at: now,
             sources: HashMap::new(),
             next_read: now,
             mean_bytes: 1,
@@ -184,57 +187,52 @@ impl Stream {
                 State::Unaligned { .. } | State::Lost { .. } => false,
             };
             if interrupted {
-                ours.state = State::Unaligned { from: Instant::now() };
+                ours.state = State::Unaligned { since: Instant::now() };
                 // What was sent is known when the tail has been read.
                 ours.sent = ours.acknowledged.seq();
             }
         }
         self.back_off();
-        match failure {
-            Some(failure) => self.blame(failure).await,
-            None => Ok(()),
+        if let Some(failure) = failure {
+            self.blame(&failure);
         }
+        Ok(())
     }
 
     /// Stops the partition whose record cannot be published, or begins to look for that record.
-    async fn blame(&mut self, failure: Failure) -> Result<(), RelayError> {
-        let Some((target, seq)) = &failure.record else { return Ok(()) };
-        let Some((key, ours)) = self.partitions.iter_mut().find(|(_, ours)| ours.target == *target) else {
-            return Ok(());
-        };
+    fn blame(&mut self, failure: &Failure) {
+        let Some((target, seq)) = &failure.record else { return };
+        let Some((key, ours)) = self.partitions.iter_mut().find(|(_, ours)| ours.target == *target) else { return };
         let key = *key;
         if failure.is_too_large() {
             if ours.search_for_culprit(*seq) {
-                return Ok(());
+                return;
             }
             let alarm = format!(
                 "the broker refuses the record seq {seq} for its size ({}). Raise max.message.bytes of the topic",
                 failure.reason
             );
-            self.halt(key, Alarm { text: alarm, seq: Some(*seq) }).await
+            self.halt(key, Alarm { text: alarm, seq: Some(*seq) });
         } else if failure.is_lasting() {
             let alarm =
                 format!("the broker refuses seq {seq}: {}. Check the topic and the relay's rights", failure.reason);
-            self.halt(key, Alarm { text: alarm, seq: Some(*seq) }).await
-        } else {
-            Ok(())
+            self.halt(key, Alarm { text: alarm, seq: Some(*seq) });
         }
     }
 
-    /// Stops one partition with an alarm. It is looked at again later.
-    pub(super) async fn halt(&mut self, key: PartitionKey, alarm: Alarm) -> Result<(), RelayError> {
-        let Some(ours) = self.partitions.get_mut(&key) else { return Ok(()) };
+    /// Stops one partition with an alarm. It is looked at again later; the next turn writes it down.
+    pub(super) fn halt(&mut self, key: PartitionKey, alarm: Alarm) {
+        let Some(ours) = self.partitions.get_mut(&key) else { return };
         let retry = Duration::from_millis(self.settings.relay.halt_retry_ms);
         ours.state = State::Halted { until: Instant::now() + retry };
         if ours.alarm.as_ref() == Some(&alarm) {
-            return Ok(());
+            return;
         }
         tracing::error!(topic = %ours.target.topic, partition = key.partition, published = ours.acknowledged.seq(),
             "publishing of this partition has stopped: {}", alarm.text);
         let labels = [("topic", ours.target.topic.to_string()), ("partition", key.partition.to_string())];
         metrics::gauge!("throughline_relay_halted", &labels).set(1.0);
         (ours.alarm, ours.alarm_noted) = (Some(alarm), false);
-        self.note_alarms().await
     }
 
     /// Writes down the alarms that could not be so far: a partition may stop while PostgreSQL is away.
@@ -266,26 +264,32 @@ impl Stream {
         if let Some(alignment) = self.alignment.take_if(|alignment| alignment.tails.is_finished()) {
             self.apply_tails(alignment).await?;
         }
-        if self.alignment.is_some() || Instant::now() < self.retry_at {
+        let now = Instant::now();
+        if self.alignment.is_some() || now < self.retry_at.max(self.align_at) {
             return Ok(());
         }
-        let now = Instant::now();
         let look_back = self.settings.relay.in_flight_max as i64 + 1_000;
         let mut keys = Vec::new();
-        let mut requests = Vec::new();
         for (key, ours) in &mut self.partitions {
-            let due = match ours.state {
-                State::Unaligned { from } => from <= now,
-                State::Halted { until } => until <= now,
-                State::Aligning | State::Streaming | State::Lost { .. } => false,
+            let since = match ours.state {
+                State::Unaligned { since } => since,
+                State::Halted { until } => until,
+                State::Aligning | State::Streaming | State::Lost { .. } => continue,
             };
-            if due && !ours.hand_back {
+            if since <= now && !ours.hand_back {
                 ours.state = State::Aligning;
-                keys.push((*key, ours.epoch));
-                let published = ours.acknowledged.seq();
-                requests.push(TailRequest { target: ours.target.clone(), published, look_back });
+                keys.push((*key, ours.epoch, since));
             }
         }
+        // Who waits longest is asked first: one for whom nobody answers must not always come before others.
+        keys.sort_by_key(|(_, _, since)| *since);
+        let requests: Vec<_> = keys
+            .iter()
+            .map(|(key, ..)| {
+                let ours = &self.partitions[key];
+                TailRequest { target: ours.target.clone(), published: ours.acknowledged.seq(), look_back }
+            })
+            .collect();
         if !requests.is_empty() {
             let kafka = self.settings.kafka.clone();
             let progress = self.progress.clone();
@@ -302,20 +306,25 @@ impl Stream {
     async fn apply_tails(&mut self, alignment: Alignment) -> Result<(), RelayError> {
         let tails = alignment.tails.await??;
         let reader = self.reader.as_ref().expect("a turn connects before it aligns");
-        let keys: Vec<PartitionKey> = alignment.keys.iter().map(|(key, _)| *key).collect();
+        let keys: Vec<PartitionKey> = alignment.keys.iter().map(|(key, ..)| *key).collect();
         // Read after the tails: what Kafka holds was committed before.
         let standings = match reader.standings(&keys).await {
             Ok(standings) => standings,
             Err(error) => {
                 for ours in self.partitions.values_mut().filter(|ours| ours.state == State::Aligning) {
-                    ours.state = State::Unaligned { from: Instant::now() };
+                    ours.state = State::Unaligned { since: Instant::now() };
                 }
                 return Err(error.into());
             }
         };
-        for ((key, epoch), tail) in alignment.keys.into_iter().zip(tails) {
+        let tails = tails.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        for ((key, epoch, since), tail) in alignment.keys.into_iter().zip(tails) {
             let Some(ours) = self.partitions.get_mut(&key).filter(|o| o.epoch == epoch && o.state == State::Aligning)
             else {
+                continue;
+            };
+            let Some(tail) = tail else {
+                ours.state = State::Unaligned { since };
                 continue;
             };
             let standing = standings.get(&key).copied().unwrap_or_default();
@@ -329,7 +338,8 @@ impl Stream {
                 }
                 Err(error) => {
                     tracing::warn!(target = %ours.target, %error, "Kafka's tail cannot be read; tried again");
-                    ours.state = State::Unaligned { from: Instant::now() + TAIL_RETRY };
+                    ours.state = State::Unaligned { since: Instant::now() };
+                    self.align_at = Instant::now() + TAIL_RETRY;
                     continue;
                 }
             };
@@ -343,7 +353,7 @@ impl Stream {
                             "Kafka was ahead of the watermark");
                     }
                 }
-                Err(text) => self.halt(key, Alarm { text, seq: None }).await?,
+                Err(text) => self.halt(key, Alarm { text, seq: None }),
             }
         }
         self.next_read = Instant::now();

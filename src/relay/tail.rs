@@ -42,7 +42,8 @@ pub struct TailRequest {
 
 const POLL_WAIT: Duration = Duration::from_millis(20);
 
-/// The tails of `requests`, in their order.
+/// The tails of `requests`, in their order. When nobody answers for one, none behind it is asked, and the
+/// list ends with it: one wait is enough.
 ///
 /// # Errors
 /// The client cannot be made; a single partition's failure is in its own place.
@@ -62,23 +63,19 @@ pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Re
 
     let mut tails: Vec<Result<Tail, KafkaError>> = Vec::with_capacity(requests.len());
     let mut windows: Vec<Option<(i64, i64)>> = Vec::with_capacity(requests.len());
-    let mut reachable = true;
     for request in requests {
-        if !reachable {
-            // One wait is enough to learn that nobody answers.
-            tails.push(Err(KafkaError::Fatal(format!("{}: no answer from Kafka", request.target))));
-            windows.push(None);
-            continue;
-        }
         match consumer.fetch_watermarks(&request.target.topic, request.target.partition, wait) {
             Ok((low, high)) => {
                 tails.push(Ok(if high == 0 { Tail::Untouched } else { Tail::Expired { next: high } }));
                 windows.push((high > low).then_some((low, high)));
             }
             Err(error) => {
-                reachable = !error.rdkafka_error_code().is_none_or(is_silence);
+                let is_silence = error.rdkafka_error_code().is_none_or(is_silence);
                 tails.push(Err(KafkaError::Request { step: "read a partition's end", source: error }));
                 windows.push(None);
+                if is_silence {
+                    break;
+                }
             }
         }
     }
