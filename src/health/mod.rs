@@ -5,12 +5,19 @@
 //! setting of its own. A loop that tries again because PostgreSQL or Kafka is away goes round, and
 //! is alive and not ready: a missing dependency must not make an orchestrator restart us. One that
 //! blocks its thread, or waits for what never comes, falls silent, and a restart is what cures it.
+//!
+//! A partition that stands makes its loop neither dead nor unready: the others of the loop go on. It is told
+//! in [`partitions`].
+
+pub mod partitions;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+
+pub use partitions::{PartitionReport, PartitionState, PartitionStates, Partitions};
 
 #[derive(Debug)]
 struct Component {
@@ -25,6 +32,7 @@ pub struct Health {
     /// A loop that is silent for longer than this is taken for hung.
     silence_max: Duration,
     components: Mutex<BTreeMap<String, Component>>,
+    partitions: Arc<PartitionStates>,
 }
 
 /// One loop's handle.
@@ -47,7 +55,17 @@ pub struct Check {
 impl Health {
     /// An empty registry: nothing started, so not ready.
     pub fn new(silence_max: Duration) -> Arc<Self> {
-        Arc::new(Self { silence_max, components: Mutex::default() })
+        Arc::new(Self { silence_max, components: Mutex::default(), partitions: Arc::default() })
+    }
+
+    /// The handle by which a loop tells of its partitions.
+    pub fn partitions(&self, loop_name: impl Into<Arc<str>>) -> Partitions {
+        self.partitions.of_loop(loop_name)
+    }
+
+    /// Every partition that a loop of this process has told of.
+    pub fn partition_reports(&self) -> Vec<PartitionReport> {
+        self.partitions.reports()
     }
 
     /// Registers a loop: alive from now on, not started and not ready until it says so.
