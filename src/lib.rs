@@ -17,7 +17,7 @@
 //! | [`orders`] | the reference context: pure domain, wire formats, read tables, routes | `engine`, `avro`, `api` types |
 //! | [`avro`] | schema catalogue, codec, upcasting, registry API | `engine` |
 //! | [`store`] | PostgreSQL: connections, migrations, what several loops ask | `settings` |
-//! | [`kafka`] | clients, the consumer thread, topics, headers | `settings` |
+//! | [`kafka`] | clients, the consumer thread, topics, headers | `settings`, `health` |
 //! | [`processor`] | commands topic -> decide -> append | the rooms above, no context |
 //! | [`relay`] | outbox -> Kafka | the rooms above, no context |
 //! | [`projection`] | events topic -> read tables; reset, rebuild, dead letters | the rooms above, no context |

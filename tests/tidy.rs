@@ -14,7 +14,7 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("health", &[]),
         ("settings", &[]),
         ("store", &["settings", "crash"]),
-        ("kafka", &["settings", "engine", "crash"]),
+        ("kafka", &["settings", "engine", "crash", "health"]),
         ("avro", &["engine", "settings", "store"]),
         ("orders", &["engine", "avro", "api", "store", "settings"]),
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),

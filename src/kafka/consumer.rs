@@ -17,6 +17,7 @@ use super::mailbox::{Claim, Mailbox};
 use super::poller::Poller;
 use super::rebalance::Rebalancer;
 use super::record::TopicPartition;
+use crate::health::Partitions;
 
 /// What Kafka holds as committed for a partition: offset and metadata; none when nothing is.
 pub type Committed = Option<(i64, String)>;
@@ -50,9 +51,9 @@ pub enum ClaimError {
     /// Try again: the database is away.
     #[error("{0}")]
     Transient(String),
-    /// This partition stops, loudly; the others go on.
-    #[error("{0}")]
-    Halt(String),
+    /// This partition stands, loudly, and is looked at again; the others go on. `cure` is the next step.
+    #[error("{reason} {cure}")]
+    Halt { reason: String, cure: String },
 }
 
 /// What a consumer is made of.
@@ -68,6 +69,8 @@ pub struct ConsumerOptions {
     pub queue_bytes_max: usize,
     /// Ask Kafka for committed offsets before a claim (projections look for operator resets).
     pub read_committed_offsets: bool,
+    /// Where the states of its partitions are told.
+    pub partitions: Partitions,
 }
 
 /// A request to the broker made on the consumer's thread, at most.
@@ -100,6 +103,7 @@ pub(super) struct Shared {
     pub(super) owner: Box<dyn PartitionOwner>,
     pub(super) mailboxes: Vec<Arc<Mailbox>>,
     pub(super) read_committed_offsets: bool,
+    pub(super) partitions: Partitions,
     pub(super) requests: Mutex<Requests>,
     pub(super) halted: Mutex<HashMap<TopicPartition, String>>,
     /// Revoked since the thread last looked: what it fetched of them before is stale, even if they
@@ -127,6 +131,7 @@ impl Consumer {
             owner: Box::new(owner),
             mailboxes: std::iter::repeat_with(mailbox).take(options.workers.max(1)).collect(),
             read_committed_offsets: options.read_committed_offsets,
+            partitions: options.partitions,
             requests: Mutex::default(),
             halted: Mutex::default(),
             revoked: Mutex::default(),
@@ -167,10 +172,10 @@ impl Consumer {
         }
     }
 
-    /// Stops one partition and keeps the reason; the others go on. It stays assigned, so that no
-    /// other member runs into the same trouble.
-    pub fn halt(&self, source: &TopicPartition, reason: String) {
-        self.shared.halt(source, reason);
+    /// Stops one partition and tells why; the others go on. It stays assigned, so that no other member
+    /// runs into the same trouble.
+    pub fn halt(&self, source: &TopicPartition, reason: &str, cure: &str) {
+        self.shared.halt(source, reason, cure);
     }
 
     /// Partitions that stopped, with their reasons.
@@ -243,11 +248,11 @@ impl Shared {
         );
     }
 
-    pub(super) fn halt(&self, source: &TopicPartition, reason: String) {
-        tracing::error!(group = self.group, partition = %source, reason, "partition halted; others go on");
+    pub(super) fn halt(&self, source: &TopicPartition, reason: &str, cure: &str) {
+        self.partitions.standing(&source.topic, source.partition, reason, Some(cure));
         metrics::counter!("throughline_partitions_halted_total", "group" => self.group.clone()).increment(1);
         self.mailbox(source).revoke(source);
-        lock(&self.halted).insert(source.clone(), reason);
+        lock(&self.halted).insert(source.clone(), reason.to_owned());
         lock(&self.requests).pauses.insert(source.clone());
     }
 
@@ -266,8 +271,8 @@ impl Shared {
             }
             match self.try_claim(consumer, source, committed) {
                 Ok(claim) => return Some(claim),
-                Err(ClaimError::Halt(reason)) => {
-                    self.halt(source, reason);
+                Err(ClaimError::Halt { reason, cure }) => {
+                    self.halt(source, &reason, &cure);
                     return None;
                 }
                 Err(ClaimError::Transient(reason)) => {
@@ -300,11 +305,14 @@ impl Shared {
             return Ok(claim);
         }
         // Fetching there would fail, or be answered with records of another life of the topic.
-        Err(ClaimError::Halt(format!(
-            "offset {} of {source} is not there any more: Kafka keeps {first} to {next}. Records were dropped by \
-             retention, or the topic was created again.",
-            claim.next_offset
-        )))
+        Err(ClaimError::Halt {
+            reason: format!(
+                "offset {} of {source} is not there any more: Kafka keeps {first} to {next}. Records were dropped by \
+                 retention, or the topic was created again.",
+                claim.next_offset
+            ),
+            cure: "None needed where the topic was only made anew: it is claimed again.".into(),
+        })
     }
 }
 

@@ -109,7 +109,7 @@ pub async fn run<C: BoundedContext>(
         event_bytes_max: settings.topics.event_bytes_max as usize,
         topic_ids: Arc::default(),
     });
-    let consumers = Arc::new(start_consumers(&settings, &names, &scope, &database)?);
+    let consumers = Arc::new(start_consumers(&settings, &names, &scope, &database, &health)?);
     let mut workers = JoinSet::new();
     for (index, heartbeat) in heartbeats.into_iter().enumerate() {
         workers.spawn(worker(&settings, &scope, &consumers, (index, heartbeat), &wake, &shutdown).run());
@@ -189,6 +189,7 @@ fn start_consumers<C: BoundedContext>(
     names: &TopicNames,
     scope: &Scope<C>,
     database: &Database,
+    health: &Arc<Health>,
 ) -> Result<Vec<Consumer>, ProcessorError> {
     let processor = &settings.processor;
     let owner = match processor.instance_id.as_str() {
@@ -204,6 +205,7 @@ fn start_consumers<C: BoundedContext>(
             queue_records_max: processor.queue_commands_max,
             queue_bytes_max: processor.batch_bytes_max.saturating_mul(4),
             read_committed_offsets: false,
+            partitions: health.partitions("processor"),
         };
         let owner = OffsetsOwner {
             database: database.clone(),

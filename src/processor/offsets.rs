@@ -99,10 +99,13 @@ impl PartitionOwner for OffsetsOwner {
             None => None,
             Some((reason, first)) if self.on_lost == LostOffsets::Earliest => Some((reason, first)),
             Some((reason, first)) => {
-                return Err(ClaimError::Halt(format!(
-                    "{reason} Nothing is skipped in silence: to accept the loss and go on at offset {first}, restart \
-                     once with THROUGHLINE__PROCESSOR__ON_LOST_OFFSETS=earliest."
-                )));
+                return Err(ClaimError::Halt {
+                    reason: format!("{reason} Nothing is skipped in silence."),
+                    cure: format!(
+                        "To accept the loss and go on at offset {first}, restart once with \
+                         THROUGHLINE__PROCESSOR__ON_LOST_OFFSETS=earliest."
+                    ),
+                });
             }
         };
         let mut next_offset = row.next_offset;
@@ -185,6 +188,6 @@ fn claim_error(error: StoreError) -> ClaimError {
     if error.is_transient() {
         ClaimError::Transient(error.to_string())
     } else {
-        ClaimError::Halt(format!("{error}. Run `throughline db check`, then restart."))
+        ClaimError::Halt { reason: error.to_string(), cure: "Run `throughline db check`.".into() }
     }
 }

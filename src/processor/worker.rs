@@ -185,8 +185,11 @@ impl<C: BoundedContext> Worker<C> {
                 }
                 Failure::Data(reason) | Failure::Unknown(reason) => {
                     for source in batch.moving() {
-                        self.consumers[source.lane]
-                            .halt(&source.place, format!("{reason}. Restart once it is mended."));
+                        self.consumers[source.lane].halt(
+                            &source.place,
+                            &reason,
+                            "Mend what the reason names; it is tried again by itself.",
+                        );
                     }
                 }
             }
@@ -292,11 +295,12 @@ impl<C: BoundedContext> Worker<C> {
             for (_, command) in batch.live().filter(|(_, command)| command.stream_id == *stream_id) {
                 let source = &batch.sources[command.source];
                 if self.lanes.mailboxes[source.lane].holds(&source.place, source.epoch) {
-                    let reason = format!(
-                        "Stream {stream_id} cannot be loaded: {reason}. `throughline stream show {stream_id}` shows what \
-                         the store holds of it; restart once it is mended."
+                    let reason = format!("stream {stream_id} cannot be loaded: {reason}");
+                    let cure = format!(
+                        "`throughline stream show {stream_id}` shows what the store holds of it; mend that, or run a \
+                         version that can read it."
                     );
-                    self.consumers[source.lane].halt(&source.place, reason);
+                    self.consumers[source.lane].halt(&source.place, &reason, &cure);
                 }
             }
         }

@@ -82,7 +82,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
         }
         for (source, reason) in decoded.halts {
             if work.held.contains_key(&source.partition) {
-                self.consumer.halt(&source, reason);
+                self.consumer.halt(&source, &reason, &self.cure());
             }
         }
     }
@@ -216,7 +216,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
             FailurePolicy::Halt => {
                 work.held.remove(&partition);
                 let at = format!("seq {seq} (offset {}) cannot be applied ({code}): {reason}", item.record.offset);
-                self.consumer.halt(&work.sources[&partition], at);
+                self.consumer.halt(&work.sources[&partition], &at, &self.cure());
             }
             FailurePolicy::Park => {
                 tracing::error!(projection = name, partition, seq, code, reason, "event parked with its key");
@@ -224,6 +224,13 @@ impl<E: Send + Sync + 'static> Applier<E> {
                 work.ranges.push(range);
             }
         }
+    }
+
+    fn cure(&self) -> String {
+        format!(
+            "Mend the cause and it goes on; or `throughline dlq list` and projection.on_failure=park for {}.",
+            self.projector.name()
+        )
     }
 
     async fn wait(&self, tries: u32) {

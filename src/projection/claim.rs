@@ -55,7 +55,10 @@ fn classify(error: ProjectionLoopError) -> ClaimError {
     match error {
         ProjectionLoopError::Store(error) if error.is_transient() => ClaimError::Transient(error.to_string()),
         ProjectionLoopError::Kafka(error) => ClaimError::Transient(error.to_string()),
-        error => ClaimError::Halt(error.to_string()),
+        error => ClaimError::Halt {
+            reason: error.to_string(),
+            cure: "Mend what the reason names; it is tried again.".into(),
+        },
     }
 }
 

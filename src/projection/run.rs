@@ -14,7 +14,7 @@ use super::claim::CheckpointOwner;
 use super::state::{self, Readiness};
 use super::{ProjectionLoopError, Projector, reset};
 use crate::engine::{EventCodec, Projection};
-use crate::health::{Health, Heartbeat};
+use crate::health::{Health, Heartbeat, Partitions};
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{Consumer, ConsumerOptions, KafkaError, Mailbox, TopicPartition, client};
 use crate::settings::Settings;
@@ -38,6 +38,7 @@ pub async fn run<E: Send + Sync + 'static>(
     let projector = Projector::new(settings, &names, projection, codec);
     let name = projector.name();
     let heartbeat = health.register(format!("projection {name}"));
+    let partitions = health.partitions(format!("projection {name}"));
     let (done, outcome) = tokio::sync::oneshot::channel();
     let fatal = move |reason: String| KafkaError::Fatal(format!("projection {name}: {reason}"));
     std::thread::Builder::new()
@@ -47,7 +48,7 @@ pub async fn run<E: Send + Sync + 'static>(
                 .enable_all()
                 .build()
                 .map_err(|error| fatal(format!("cannot start a runtime: {error}")).into())
-                .and_then(|runtime| runtime.block_on(supervise(&projector, &heartbeat, &shutdown)));
+                .and_then(|runtime| runtime.block_on(supervise(&projector, &heartbeat, &partitions, &shutdown)));
             // Nobody listens any more only when the process is ending.
             let _ = done.send(ended);
         })
@@ -58,6 +59,7 @@ pub async fn run<E: Send + Sync + 'static>(
 async fn supervise<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     heartbeat: &Heartbeat,
+    partitions: &Partitions,
     shutdown: &CancellationToken,
 ) -> Result<(), ProjectionLoopError> {
     let mut told = String::new();
@@ -66,7 +68,7 @@ async fn supervise<E: Send + Sync + 'static>(
             Ok(Readiness::Ready) => {
                 told.clear();
                 heartbeat.ready();
-                match session(projector, heartbeat, shutdown).await {
+                match session(projector, heartbeat, partitions, shutdown).await {
                     Ok(()) => continue,
                     Err(error @ ProjectionLoopError::Kafka(KafkaError::Settings(_))) => return Err(error),
                     Err(error) => {
@@ -106,6 +108,7 @@ fn poll_wait<E: Send + Sync>(projector: &Projector<E>) -> Duration {
 async fn session<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     heartbeat: &Heartbeat,
+    partitions: &Partitions,
     shutdown: &CancellationToken,
 ) -> Result<(), ProjectionLoopError> {
     let settings = &projector.settings;
@@ -116,6 +119,7 @@ async fn session<E: Send + Sync + 'static>(
         queue_records_max: settings.projection.queue_events_max,
         queue_bytes_max: settings.projection.queue_bytes_max,
         read_committed_offsets: true,
+        partitions: partitions.clone(),
     };
     let consumer = Arc::new(Consumer::start(options, CheckpointOwner { projector: projector.clone() })?);
     let mailbox = consumer.mailboxes()[0].clone();
@@ -131,6 +135,7 @@ async fn session<E: Send + Sync + 'static>(
     };
     let looped = consume(applier, &consumer, &mailbox, shutdown).await;
     let stopped = consumer.stop().await;
+    partitions.all_gone();
     looped?;
     Ok(stopped?)
 }
