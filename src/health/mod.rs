@@ -136,6 +136,16 @@ impl Heartbeat {
         self.update(|component| component.ready = Some(Err(reason.into())));
     }
 
+    /// Registers a part of this loop that beats by itself, such as a thread of its own.
+    pub fn register_part(&self, part: &str) -> Self {
+        self.health.register(format!("{} {part}", self.name))
+    }
+
+    /// The loop has ended as it should: nobody waits for its next beat.
+    pub fn retire(&self) {
+        self.health.lock().remove(&*self.name);
+    }
+
     fn update(&self, change: impl FnOnce(&mut Component)) {
         if let Some(component) = self.health.lock().get_mut(&*self.name) {
             component.last_beat = Instant::now();

@@ -1,30 +1,31 @@
 //! The handle of a group consumer: its options, its mailboxes, and what workers ask of its thread.
 //!
 //! States of a partition: assigned by Kafka -> claimed in PostgreSQL (epoch, offset) -> fetched ->
-//! revoked or lost. PostgreSQL is authoritative for where to start and who may act; Kafka's
-//! committed offset only follows. The thread itself is in [`super::poller`], what it does when the
-//! group changes in [`super::rebalance`].
+//! revoked or lost; one that stands is claimed anew. PostgreSQL is authoritative for where to start and
+//! who may act; Kafka's committed offset only follows. The thread itself is in [`super::poller`], what it
+//! does when the group changes in [`super::rebalance`], who claims when in [`super::claims`].
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use super::KafkaError;
+use super::claims::Claims;
 use super::mailbox::{Claim, Mailbox};
 use super::poller::Poller;
 use super::rebalance::Rebalancer;
 use super::record::TopicPartition;
-use crate::health::Partitions;
+use crate::health::{Heartbeat, Partitions};
 
 /// What Kafka holds as committed for a partition: offset and metadata; none when nothing is.
 pub type Committed = Option<(i64, String)>;
 
 /// Decides where an assigned partition starts, and takes it over in PostgreSQL.
 ///
-/// Called on the consumer's thread, where blocking is allowed.
+/// Called on threads made for claims, where blocking is allowed.
 pub trait PartitionOwner: Send + Sync + 'static {
     /// The epoch of each partition now; asked before Kafka is asked for its commits.
     fn epochs(&self) -> Result<HashMap<i32, i64>, ClaimError> {
@@ -71,19 +72,19 @@ pub struct ConsumerOptions {
     pub read_committed_offsets: bool,
     /// Where the states of its partitions are told.
     pub partitions: Partitions,
+    /// Of its thread, which beats at each turn.
+    pub heartbeat: Heartbeat,
+    /// A partition that stands is claimed anew after this long, at most.
+    pub halt_retry: Duration,
 }
 
 /// A request to the broker made on the consumer's thread, at most.
 pub(super) const REQUEST_WAIT: Duration = Duration::from_secs(10);
-pub(super) const CLAIM_RETRY_WAIT: Duration = Duration::from_millis(250);
-/// A claim that keeps failing is logged again this often.
-const CLAIM_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What workers asked of the thread since its last turn.
 #[derive(Default)]
 pub(super) struct Requests {
     pub(super) commits: HashMap<TopicPartition, (i64, String)>,
-    pub(super) reclaims: HashSet<TopicPartition>,
     pub(super) pauses: HashSet<TopicPartition>,
 }
 
@@ -104,13 +105,17 @@ pub(super) struct Shared {
     pub(super) mailboxes: Vec<Arc<Mailbox>>,
     pub(super) read_committed_offsets: bool,
     pub(super) partitions: Partitions,
+    pub(super) heartbeat: Heartbeat,
+    /// Partitions that are assigned and not claimed, those that stand among them.
+    pub(super) claims: Claims,
+    halt_retry: Duration,
+    client: OnceLock<Weak<BaseConsumer<Rebalancer>>>,
     pub(super) requests: Mutex<Requests>,
-    pub(super) halted: Mutex<HashMap<TopicPartition, String>>,
     /// Revoked since the thread last looked: what it fetched of them before is stale, even if they
     /// were granted again meanwhile.
     pub(super) revoked: Mutex<HashSet<TopicPartition>>,
     /// A rebalance that could not be answered: the group would wait for ever, so the thread ends.
-    pub(super) failure: Mutex<Option<String>>,
+    failure: Mutex<Option<String>>,
     phase: Mutex<Phase>,
     phase_changed: Condvar,
 }
@@ -132,8 +137,11 @@ impl Consumer {
             mailboxes: std::iter::repeat_with(mailbox).take(options.workers.max(1)).collect(),
             read_committed_offsets: options.read_committed_offsets,
             partitions: options.partitions,
+            heartbeat: options.heartbeat,
+            claims: Claims::default(),
+            halt_retry: options.halt_retry,
+            client: OnceLock::new(),
             requests: Mutex::default(),
-            halted: Mutex::default(),
             revoked: Mutex::default(),
             failure: Mutex::default(),
             phase: Mutex::new(Phase::Running),
@@ -145,6 +153,9 @@ impl Consumer {
             .map_err(|error| KafkaError::Settings(error.to_string()))?;
         let topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(KafkaError::at("subscribe"))?;
+        let consumer = Arc::new(consumer);
+        // Nobody else sets it.
+        let _ = shared.client.set(Arc::downgrade(&consumer));
         let poller = Poller::new(consumer, shared.clone());
         let thread = std::thread::Builder::new()
             .name(format!("consumer {group}"))
@@ -168,19 +179,14 @@ impl Consumer {
     /// still assign the partition to us. Ignored when another claim took that one's place.
     pub fn reclaim(&self, source: &TopicPartition, epoch: i64) {
         if self.shared.mailbox(source).revoke_epoch(source, epoch) {
-            lock(&self.shared.requests).reclaims.insert(source.clone());
+            self.shared.want(source);
         }
     }
 
     /// Stops one partition and tells why; the others go on. It stays assigned, so that no other member
-    /// runs into the same trouble.
+    /// runs into the same trouble, and is claimed anew after a while.
     pub fn halt(&self, source: &TopicPartition, reason: &str, cure: &str) {
         self.shared.halt(source, reason, cure);
-    }
-
-    /// Partitions that stopped, with their reasons.
-    pub fn halted(&self) -> HashMap<TopicPartition, String> {
-        lock(&self.shared.halted).clone()
     }
 
     /// Whether the thread has ended (by itself: a fatal client error).
@@ -220,9 +226,13 @@ impl Drop for Consumer {
 }
 
 impl Shared {
+    /// The worker, and mailbox, that a partition goes to.
+    pub(super) fn worker_of(&self, source: &TopicPartition) -> usize {
+        source.partition.unsigned_abs() as usize % self.mailboxes.len()
+    }
+
     pub(super) fn mailbox(&self, source: &TopicPartition) -> &Arc<Mailbox> {
-        let index = source.partition.unsigned_abs() as usize % self.mailboxes.len();
-        &self.mailboxes[index]
+        &self.mailboxes[self.worker_of(source)]
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -248,71 +258,51 @@ impl Shared {
         );
     }
 
-    pub(super) fn halt(&self, source: &TopicPartition, reason: &str, cure: &str) {
-        self.partitions.standing(&source.topic, source.partition, reason, Some(cure));
-        metrics::counter!("throughline_partitions_halted_total", "group" => self.group.clone()).increment(1);
-        self.mailbox(source).revoke(source);
-        lock(&self.halted).insert(source.clone(), reason.to_owned());
+    /// The client; none once the thread has given it up.
+    pub(super) fn client(&self) -> Option<Arc<BaseConsumer<Rebalancer>>> {
+        self.client.get().and_then(Weak::upgrade)
+    }
+
+    /// The group would wait for us for ever, or nothing would be fetched: the thread ends.
+    pub(super) fn fail(&self, reason: String) {
+        *lock(&self.failure) = Some(reason);
+    }
+
+    pub(super) fn take_failure(&self) -> Option<String> {
+        lock(&self.failure).take()
+    }
+
+    /// Claims a partition anew that is not consumed meanwhile.
+    pub(super) fn want(&self, source: &TopicPartition) {
+        self.claims.want(source);
         lock(&self.requests).pauses.insert(source.clone());
     }
 
-    /// Claims until granted, halted, or no longer ours to claim. A claim that fails because
-    /// PostgreSQL is away is tried again for as long as the assignment lasts.
-    pub(super) fn claim(
-        &self,
-        consumer: &BaseConsumer<Rebalancer>,
-        source: &TopicPartition,
-        committed: &Committed,
-    ) -> Option<Claim> {
-        let mut logged: Option<Instant> = None;
-        loop {
-            if !self.is_running() || consumer.assignment_lost() {
-                return None;
-            }
-            match self.try_claim(consumer, source, committed) {
-                Ok(claim) => return Some(claim),
-                Err(ClaimError::Halt { reason, cure }) => {
-                    self.halt(source, &reason, &cure);
-                    return None;
-                }
-                Err(ClaimError::Transient(reason)) => {
-                    metrics::counter!("throughline_claim_retries_total", "group" => self.group.clone()).increment(1);
-                    if logged.is_none_or(|at| at.elapsed() > CLAIM_LOG_INTERVAL) {
-                        tracing::warn!(group = self.group, partition = %source, reason, "claim failed; trying again");
-                        logged = Some(Instant::now());
-                    }
-                    std::thread::sleep(CLAIM_RETRY_WAIT);
-                }
-            }
+    pub(super) fn halt(&self, source: &TopicPartition, reason: &str, cure: &str) {
+        if !self.claims.has_halted(source) {
+            metrics::counter!("throughline_partitions_halted_total", "group" => self.group.clone()).increment(1);
         }
+        self.mailbox(source).revoke(source);
+        self.claims.want_halted(source, self.halt_retry);
+        self.partitions.standing(&source.topic, source.partition, reason, Some(cure));
+        lock(&self.requests).pauses.insert(source.clone());
     }
 
-    fn try_claim(
-        &self,
-        consumer: &BaseConsumer<Rebalancer>,
-        source: &TopicPartition,
-        committed: &Committed,
-    ) -> Result<Claim, ClaimError> {
-        let watermarks = || {
-            consumer
-                .fetch_watermarks(&source.topic, source.partition, REQUEST_WAIT)
-                .map_err(|error| ClaimError::Transient(format!("cannot read the offsets kept: {error}")))
-        };
-        let claim = self.owner.claim(source, committed.clone(), watermarks()?)?;
-        // Read again: until the claim, the previous owner went on, past what was the end before.
-        let (first, next) = watermarks()?;
-        if (first..=next).contains(&claim.next_offset) {
-            return Ok(claim);
+    /// Another's now, or nobody's.
+    pub(super) fn lose(&self, source: &TopicPartition) {
+        self.mailbox(source).revoke(source);
+        self.claims.forget(source);
+        self.partitions.gone(&source.topic, source.partition);
+    }
+
+    /// Goes on from `claim`. One that stood is told to run once it is seen to.
+    pub(super) fn grant(&self, source: &TopicPartition, claim: Claim) {
+        tracing::debug!(group = self.group, partition = %source, offset = claim.next_offset, epoch = claim.epoch,
+            "partition claimed");
+        if !self.claims.has_halted(source) {
+            self.partitions.running(&source.topic, source.partition);
         }
-        // Fetching there would fail, or be answered with records of another life of the topic.
-        Err(ClaimError::Halt {
-            reason: format!(
-                "offset {} of {source} is not there any more: Kafka keeps {first} to {next}. Records were dropped by \
-                 retention, or the topic was created again.",
-                claim.next_offset
-            ),
-            cure: "None needed where the topic was only made anew: it is claimed again.".into(),
-        })
+        self.mailbox(source).grant(source.clone(), claim);
     }
 }
 

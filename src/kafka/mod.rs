@@ -3,10 +3,13 @@
 //! Delivery here is at least once and nothing more: PostgreSQL decides what counts (design
 //! decision D1). This room knows no context of ours and no SQL.
 
+mod claims;
 pub mod client;
+mod committed;
 pub mod consumer;
 pub mod headers;
 pub mod mailbox;
+mod panics;
 mod poller;
 mod rebalance;
 pub mod record;

@@ -4,6 +4,7 @@
 //! partitions and polls on, so that rebalances are answered and the group keeps its member.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,37 +12,60 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::{Message, Offset, TopicPartitionList};
 
-use super::KafkaError;
-use super::consumer::{REQUEST_WAIT, Shared, lock};
+use super::consumer::{Phase, REQUEST_WAIT, Shared, lock};
 use super::rebalance::{Rebalancer, sources, take_commits};
-use super::record::Record;
+use super::record::{Record, TopicPartition};
+use super::{KafkaError, claims, panics};
 
 /// Polls in a row before what was fetched is handed over.
 const POLL_RECORDS_MAX: usize = 500;
 const POLL_WAIT: Duration = Duration::from_millis(50);
 /// Kafka's committed offsets follow at least this often.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
-/// A mailbox that stays full for longer pauses its partitions, so that rebalances are still
-/// answered: a stuck worker must not hold up the whole group.
-const PAUSE_AFTER: Duration = Duration::from_secs(3);
+/// A mailbox that stays full for longer while others have room pauses its partitions. A worker that is only
+/// busy makes room sooner; a pause throws away what was fetched ahead.
+const PAUSE_ONE_AFTER: Duration = Duration::from_millis(500);
+/// The same when all are full: a stuck worker must not hold up the whole group.
+const PAUSE_ALL_AFTER: Duration = Duration::from_secs(3);
+/// A partition that stood and has nothing to do is taken for well after this long.
+const PROBATION: Duration = Duration::from_secs(5);
+/// At the end claims at work are waited for this long.
+const CLAIMS_END: Duration = Duration::from_secs(5);
+/// An error of the client is told again after this long, at the earliest.
+const ERROR_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// The thread's state.
 pub(super) struct Poller {
-    consumer: BaseConsumer<Rebalancer>,
+    consumer: Arc<BaseConsumer<Rebalancer>>,
     shared: Arc<Shared>,
     topics: HashMap<String, Arc<str>>,
     last_commit: Instant,
+    /// By worker: its mailbox stayed full, and its partitions are paused.
+    full: Vec<bool>,
+    /// Partitions that stood and were claimed anew: from which offset, and until when they prove well.
+    probation: HashMap<TopicPartition, (i64, Instant)>,
+    /// When each kind of error was last told.
+    errors: HashMap<Option<i32>, Instant>,
 }
 
 impl Poller {
-    pub(super) fn new(consumer: BaseConsumer<Rebalancer>, shared: Arc<Shared>) -> Self {
-        Self { consumer, shared, topics: HashMap::new(), last_commit: Instant::now() }
+    pub(super) fn new(consumer: Arc<BaseConsumer<Rebalancer>>, shared: Arc<Shared>) -> Self {
+        Self {
+            consumer,
+            topics: HashMap::new(),
+            last_commit: Instant::now(),
+            full: vec![false; shared.mailboxes.len()],
+            probation: HashMap::new(),
+            errors: HashMap::new(),
+            shared,
+        }
     }
 
     pub(super) fn run(mut self) -> Result<(), KafkaError> {
         let mut outcome = Ok(());
         while self.shared.is_running() {
-            outcome = self.turn();
+            let turned = std::panic::catch_unwind(AssertUnwindSafe(|| self.turn()));
+            outcome = turned.unwrap_or_else(|panic| Err(KafkaError::Fatal(panics::told("consumer", panic.as_ref()))));
             if let Err(error) = &outcome {
                 tracing::error!(group = self.shared.group, %error, "consumer ends");
                 break;
@@ -55,14 +79,23 @@ impl Poller {
             self.shared.wait_to_leave();
         }
         self.commit(CommitMode::Sync);
+        // Claims hold the client as well, and what they are granted now only costs the next owner a claim.
+        self.shared.enter(Phase::Leaving);
+        self.shared.claims.wait_idle(CLAIMS_END);
+        let ours = self.assigned(|_| true);
         // Dropping the consumer leaves the group; the revocation callback runs in there.
         drop(self.consumer);
+        sources(&ours).iter().for_each(|source| self.shared.lose(source));
+        self.shared.heartbeat.retire();
         outcome
     }
 
     fn turn(&mut self) -> Result<(), KafkaError> {
-        self.pause_halted();
-        self.reclaim();
+        self.shared.heartbeat.ready();
+        self.pause_wanted();
+        claims::ask(&self.shared);
+        self.take_over();
+        self.end_probation();
         if self.last_commit.elapsed() >= COMMIT_INTERVAL {
             self.commit(CommitMode::Async);
         }
@@ -84,14 +117,13 @@ impl Poller {
                         }
                     };
                     let record = Record::detach(&message, topic);
-                    let worker = record.source.partition.unsigned_abs() as usize % fetched.len();
-                    fetched[worker].push(record);
+                    fetched[self.shared.worker_of(&record.source)].push(record);
                 }
                 Some(Err(error)) => self.on_error(&error)?,
             }
             wait = Duration::ZERO;
         }
-        if let Some(reason) = lock(&self.shared.failure).take() {
+        if let Some(reason) = self.shared.take_failure() {
             return Err(KafkaError::Fatal(format!("the consumer of group {}: {reason}", self.shared.group)));
         }
         let revoked = std::mem::take(&mut *lock(&self.shared.revoked));
@@ -107,81 +139,116 @@ impl Poller {
         Ok(())
     }
 
-    fn wait_for_room(&self) {
-        let full_since = Instant::now();
-        let mut paused: Option<TopicPartitionList> = None;
-        for mailbox in &self.shared.mailboxes {
-            while !mailbox.wait_for_room(POLL_WAIT) && self.shared.is_running() {
-                if paused.is_none() && full_since.elapsed() > PAUSE_AFTER {
-                    tracing::warn!(group = self.shared.group, "worker is stuck; partitions paused, membership kept");
-                    paused = self.consumer.assignment().ok().filter(|all| self.consumer.pause(all).is_ok());
-                }
-                if paused.is_some()
-                    && let Some(Ok(message)) = self.consumer.poll(Duration::ZERO)
-                {
-                    // Assigned while we waited: fetched too early, so it is fetched again on resume.
-                    let offset = Offset::Offset(message.offset());
-                    let (topic, partition) = (message.topic().to_owned(), message.partition());
-                    drop(message);
-                    if let Err(error) = self.consumer.seek(&topic, partition, offset, REQUEST_WAIT) {
-                        *lock(&self.shared.failure) = Some(format!("cannot step back to a record of {topic}: {error}"));
-                    }
-                    paused = self.consumer.assignment().ok().filter(|all| self.consumer.pause(all).is_ok());
-                }
+    /// Waits while no mailbox has room. One that stays full while others have room must not hold those up,
+    /// and all of them together must not hold up the group: its partitions are paused, and polling goes on.
+    fn wait_for_room(&mut self) {
+        let waiting_since = Instant::now();
+        while self.shared.is_running() {
+            self.resume_drained();
+            let full: Vec<usize> = (0..self.full.len())
+                .filter(|&index| !self.full[index] && !self.shared.mailboxes[index].wait_for_room(Duration::ZERO))
+                .collect();
+            let Some(&first) = full.first() else { return };
+            let is_alone = full.len() < self.full.len();
+            let patience = if is_alone { PAUSE_ONE_AFTER } else { PAUSE_ALL_AFTER };
+            if waiting_since.elapsed() < patience {
+                self.shared.mailboxes[first].wait_for_room(POLL_WAIT.min(patience));
+                self.shared.heartbeat.beat();
+                continue;
             }
-        }
-        if paused.is_some() {
-            self.resume();
+            tracing::debug!(group = self.shared.group, ?full, "mailboxes stay full; their partitions are paused");
+            for index in full {
+                self.full[index] = true;
+            }
+            self.pause(|poller, source| poller.full[poller.shared.worker_of(source)]);
+            return;
         }
     }
 
-    fn resume(&self) {
-        let Ok(all) = self.consumer.assignment() else { return };
-        let halted = lock(&self.shared.halted);
-        let mut resumed = TopicPartitionList::new();
-        for source in sources(&all).iter().filter(|source| !halted.contains_key(source)) {
-            resumed.add_partition(&source.topic, source.partition);
+    /// Goes on with the partitions of mailboxes that have room again.
+    fn resume_drained(&mut self) {
+        let drained = |index: &usize| self.full[*index] && self.shared.mailboxes[*index].wait_for_room(Duration::ZERO);
+        let drained: HashSet<usize> = (0..self.full.len()).filter(drained).collect();
+        if drained.is_empty() {
+            return;
         }
-        if let Err(error) = self.consumer.resume(&resumed) {
+        for &index in &drained {
+            self.full[index] = false;
+        }
+        let list = self
+            .assigned(|source| drained.contains(&self.shared.worker_of(source)) && !self.shared.claims.wants(source));
+        if list.count() > 0
+            && let Err(error) = self.consumer.resume(&list)
+        {
             tracing::warn!(group = self.shared.group, %error, "cannot resume after a pause");
         }
     }
 
-    fn pause_halted(&self) {
-        let pauses = std::mem::take(&mut lock(&self.shared.requests).pauses);
-        if pauses.is_empty() {
-            return;
-        }
+    fn assigned(&self, wanted: impl Fn(&TopicPartition) -> bool) -> TopicPartitionList {
         let assigned = self.consumer.assignment().map(|list| sources(&list)).unwrap_or_default();
         let mut list = TopicPartitionList::new();
-        for source in assigned.iter().filter(|source| pauses.contains(source)) {
+        for source in assigned.iter().filter(|source| wanted(source)) {
             list.add_partition(&source.topic, source.partition);
         }
-        if let Err(error) = self.consumer.pause(&list) {
-            tracing::warn!(group = self.shared.group, %error, "cannot pause a halted partition");
+        list
+    }
+
+    fn pause(&self, wanted: impl Fn(&Self, &TopicPartition) -> bool) {
+        let list = self.assigned(|source| wanted(self, source));
+        if list.count() > 0
+            && let Err(error) = self.consumer.pause(&list)
+        {
+            tracing::warn!(group = self.shared.group, %error, "cannot pause partitions");
         }
     }
 
-    fn reclaim(&self) {
-        let reclaims = std::mem::take(&mut lock(&self.shared.requests).reclaims);
-        if reclaims.is_empty() {
-            return;
+    /// Partitions that stopped, or are claimed anew, are not fetched meanwhile.
+    fn pause_wanted(&self) {
+        let pauses = std::mem::take(&mut lock(&self.shared.requests).pauses);
+        if !pauses.is_empty() {
+            self.pause(|_, source| pauses.contains(source));
         }
-        let assigned: HashSet<_> =
-            self.consumer.assignment().map(|list| sources(&list)).unwrap_or_default().into_iter().collect();
-        for source in reclaims.into_iter().filter(|source| assigned.contains(source)) {
-            let Some(claim) = self.shared.claim(&self.consumer, &source, &None) else { continue };
-            tracing::info!(group = self.shared.group, partition = %source, offset = claim.next_offset,
-                epoch = claim.epoch, "partition claimed again");
+    }
+
+    /// Goes on with the partitions whose claims were granted since the last turn.
+    fn take_over(&mut self) {
+        for (source, claim) in self.shared.claims.take_granted(|_| true) {
+            let mut list = TopicPartitionList::new();
+            list.add_partition(&source.topic, source.partition);
+            // First the resumption, then the step to the offset: what was fetched in between is outdated by it.
+            let resumed = self.consumer.resume(&list);
             let offset = Offset::Offset(claim.next_offset);
-            if let Err(error) = self.consumer.seek(&source.topic, source.partition, offset, REQUEST_WAIT) {
-                tracing::warn!(group = self.shared.group, partition = %source, %error, "seek failed; trying again");
-                self.shared.mailbox(&source).revoke(&source);
-                lock(&self.shared.requests).reclaims.insert(source);
+            let sought =
+                resumed.and_then(|()| self.consumer.seek(&source.topic, source.partition, offset, REQUEST_WAIT));
+            if let Err(error) = sought {
+                tracing::debug!(group = self.shared.group, partition = %source, %error, "cannot take over yet");
+                self.shared.partitions.pending(&source.topic, source.partition, Some(&error.to_string()));
+                self.shared.claims.want_later(&source);
+                self.pause(|_, other| *other == source);
                 continue;
             }
-            self.shared.mailbox(&source).grant(source, claim);
+            if self.shared.claims.has_halted(&source) {
+                self.probation.insert(source.clone(), (claim.next_offset, Instant::now() + PROBATION));
+            }
+            if self.full[self.shared.worker_of(&source)] {
+                self.pause(|_, other| *other == source);
+            }
+            self.shared.grant(&source, claim);
         }
+    }
+
+    /// A partition that stood runs again once it got further, or has not stopped for a while.
+    fn end_probation(&mut self) {
+        let (shared, now) = (&self.shared, Instant::now());
+        self.probation.retain(|source, (from, until)| {
+            let Some(claim) = shared.mailbox(source).claims().remove(source) else { return false };
+            if claim.next_offset == *from && now < *until {
+                return true;
+            }
+            shared.claims.is_well(source);
+            shared.partitions.running(&source.topic, source.partition);
+            false
+        });
     }
 
     fn commit(&mut self, mode: CommitMode) {
@@ -197,7 +264,7 @@ impl Poller {
         }
     }
 
-    fn on_error(&self, error: &ClientError) -> Result<(), KafkaError> {
+    fn on_error(&mut self, error: &ClientError) -> Result<(), KafkaError> {
         if let Some((code, reason)) = self.consumer.client().fatal_error() {
             return Err(KafkaError::Fatal(format!(
                 "the consumer of group {} cannot go on: {reason} ({code})",
@@ -206,21 +273,32 @@ impl Poller {
         }
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AutoOffsetReset) => self.reclaim_all(error),
-            _ => tracing::warn!(group = self.shared.group, %error, "consume"),
+            code if self.is_news(code) => {
+                tracing::warn!(group = self.shared.group, %error, "the consumer is in trouble, and goes on trying");
+            }
+            _ => tracing::debug!(group = self.shared.group, %error, "consume"),
         }
         Ok(())
+    }
+
+    fn is_news(&mut self, code: Option<RDKafkaErrorCode>) -> bool {
+        let (code, now) = (code.map(|code| code as i32), Instant::now());
+        let is_news = self.errors.get(&code).is_none_or(|told| told.elapsed() > ERROR_TOLD_EVERY);
+        if is_news {
+            self.errors.insert(code, now);
+        }
+        is_news
     }
 
     /// An offset is not there any more. The client does not say which partition's and has stopped
     /// fetching it, so all are claimed anew: the owner judges each against what Kafka keeps.
     fn reclaim_all(&self, error: &ClientError) {
         tracing::warn!(group = self.shared.group, %error, "an offset is out of range; claiming all partitions anew");
-        let mut requests = lock(&self.shared.requests);
         for mailbox in &self.shared.mailboxes {
             for source in mailbox.claims().into_keys() {
                 mailbox.revoke(&source);
                 lock(&self.shared.revoked).insert(source.clone());
-                requests.reclaims.insert(source);
+                self.shared.want(&source);
             }
         }
     }

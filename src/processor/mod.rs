@@ -66,6 +66,19 @@ pub enum ProcessorError {
     Ended,
 }
 
+/// Between the end of a processor whose clients could not go on, and its next start.
+const START_OVER_WAIT: Duration = Duration::from_secs(1);
+
+impl ProcessorError {
+    /// Whether new clients and workers may do better.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Kafka(KafkaError::Settings(_)) | Self::Store(_) => false,
+            Self::Kafka(_) | Self::Worker(_) | Self::Ended => true,
+        }
+    }
+}
+
 /// What every worker of one context shares.
 struct Scope<C: BoundedContext> {
     events: Destination,
@@ -82,10 +95,33 @@ struct Scope<C: BoundedContext> {
 
 /// Handles the commands of a context until `shutdown`; `wake` is notified after each commit.
 ///
+/// A client that cannot go on, or a worker that panicked, is replaced: the loop starts over.
+///
 /// # Errors
-/// The database or Kafka cannot be used as they are configured, or a client cannot go on: the
-/// process should end and be started anew. A database that is away is waited for instead.
+/// The database or Kafka cannot be used as they are configured.
 pub async fn run<C: BoundedContext>(
+    settings: Arc<Settings>,
+    codec: Arc<C::Codec>,
+    wake: Arc<Notify>,
+    health: Arc<Health>,
+    shutdown: CancellationToken,
+) -> Result<(), ProcessorError> {
+    loop {
+        // Ends with this turn: workers that are left must not go on beside those of the next.
+        let turn = shutdown.child_token();
+        let _ends_with_turn = turn.clone().drop_guard();
+        match serve::<C>(settings.clone(), codec.clone(), wake.clone(), health.clone(), turn).await {
+            Err(error) if error.is_passing() && !shutdown.is_cancelled() => {
+                metrics::counter!("throughline_loop_restarts_total", "loop" => "processor").increment(1);
+                tracing::error!(context = C::NAME, %error, "the processor starts over");
+                shutdown.run_until_cancelled(tokio::time::sleep(START_OVER_WAIT)).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+async fn serve<C: BoundedContext>(
     settings: Arc<Settings>,
     codec: Arc<C::Codec>,
     wake: Arc<Notify>,
@@ -206,6 +242,8 @@ fn start_consumers<C: BoundedContext>(
             queue_bytes_max: processor.batch_bytes_max.saturating_mul(4),
             read_committed_offsets: false,
             partitions: health.partitions("processor"),
+            heartbeat: health.register(format!("consumer {group}")),
+            halt_retry: Duration::from_millis(settings.kafka.halt_retry_ms),
         };
         let owner = OffsetsOwner {
             database: database.clone(),

@@ -120,6 +120,8 @@ async fn session<E: Send + Sync + 'static>(
         queue_bytes_max: settings.projection.queue_bytes_max,
         read_committed_offsets: true,
         partitions: partitions.clone(),
+        heartbeat: heartbeat.register_part("consumer"),
+        halt_retry: Duration::from_millis(settings.kafka.halt_retry_ms),
     };
     let consumer = Arc::new(Consumer::start(options, CheckpointOwner { projector: projector.clone() })?);
     let mailbox = consumer.mailboxes()[0].clone();

@@ -16,6 +16,8 @@ pub struct KafkaSettings {
     pub prefetch_kbytes_max: u32,
     /// How long an admin or metadata request may take, milliseconds.
     pub request_timeout_ms: u32,
+    /// A partition that stands is claimed and tried anew after this long, at most, milliseconds.
+    pub halt_retry_ms: u64,
     /// Any librdkafka option, by its own name; wins over everything above. In the environment
     /// write dots as underscores: `THROUGHLINE__KAFKA__LIBRDKAFKA__SECURITY_PROTOCOL`.
     #[serde(serialize_with = "redact_secrets")]
@@ -29,6 +31,7 @@ impl Default for KafkaSettings {
             session_timeout_ms: 6_000,
             prefetch_kbytes_max: 16 * 1024,
             request_timeout_ms: 10_000,
+            halt_retry_ms: 10_000,
             librdkafka: BTreeMap::new(),
         }
     }

@@ -18,6 +18,7 @@ const RANGES: &[(&str, i64, i64)] = &[
     ("kafka.session_timeout_ms", 100, 3_600_000),
     ("kafka.prefetch_kbytes_max", 1, 2_097_151),
     ("kafka.request_timeout_ms", 100, 3_600_000),
+    ("kafka.halt_retry_ms", 10, MS),
     ("database.pool_connections_max", 1, 10_000),
     ("database.pool_wait_ms", 10, MS),
     ("database.connect_wait_ms", 10, MS),

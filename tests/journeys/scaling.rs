@@ -49,7 +49,7 @@ async fn processors_come_and_go_under_load_without_errors_or_long_pauses() {
     harness.install().await;
     let client = harness.client().await;
     let mut processors = vec![Process::run(&harness, &["processor"])];
-    processors[0].logged("partition claimed").await;
+    processors[0].logged("partitions assigned").await;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let feeding = tokio::spawn(feed(harness.settings.kafka.clone(), harness.names().commands(), stopped));
 

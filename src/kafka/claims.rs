@@ -1,0 +1,354 @@
+//! Partitions that are assigned and not claimed yet: who is asked when, on which thread, and what came of it.
+//!
+//! A claim waits for Kafka and for PostgreSQL. It is made on a thread of its own, so that one that nobody
+//! answers (a partition without a leader, a database that is away) holds up neither the polling nor another
+//! partition's claim, and is tried again for as long as the assignment lasts. What was granted waits here
+//! until the consumer's thread takes it; a grant for an assignment that ended meanwhile is dropped, and its
+//! epoch only makes the new owner claim once more. A partition that stands is wanted as well: whatever stopped
+//! it, it is claimed anew after a while, and nobody has to restart anything.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
+use super::committed;
+use super::consumer::{ClaimError, Committed, Shared};
+use super::mailbox::Claim;
+use super::panics;
+use super::rebalance::Rebalancer;
+use super::record::TopicPartition;
+
+/// First and longest wait before a claim that failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+/// First wait before a partition that stands is looked at again; doubles up to `ConsumerOptions::halt_retry`.
+const HALT_RETRY: Duration = Duration::from_secs(1);
+/// Threads that claim for one consumer, at most; as many again are for first tries only, which must not wait
+/// behind partitions for which nobody answers.
+const THREADS_MAX: usize = 4;
+/// A claim that is not granted for this long is told in the log, once.
+const TOLD_AFTER: Duration = Duration::from_secs(5);
+
+/// What is known of one partition.
+struct Wanted {
+    /// Tells this wish from an earlier one for the same partition.
+    number: u64,
+    since: Instant,
+    next_try: Instant,
+    tries: u32,
+    asked: bool,
+    told: bool,
+    granted: Option<Claim>,
+}
+
+#[derive(Default)]
+struct State {
+    wanted: HashMap<TopicPartition, Wanted>,
+    /// How often each partition has stopped in a row.
+    halts: HashMap<TopicPartition, u32>,
+    number: u64,
+    threads: usize,
+}
+
+/// All wishes of one consumer.
+#[derive(Default)]
+pub(super) struct Claims {
+    state: Mutex<State>,
+    answered: Condvar,
+}
+
+impl Claims {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wants `source`, at once.
+    pub(super) fn want(&self, source: &TopicPartition) {
+        self.want_after(source, Duration::ZERO);
+    }
+
+    /// Wants a partition that stopped, after a wait that grows each time, up to `most`.
+    pub(super) fn want_halted(&self, source: &TopicPartition, most: Duration) {
+        let halts = {
+            let mut state = self.lock();
+            let halts = state.halts.entry(source.clone()).or_default();
+            *halts += 1;
+            *halts
+        };
+        self.want_after(source, HALT_RETRY.saturating_mul(1 << (halts - 1).min(16)).min(most));
+    }
+
+    /// Wants `source` again, whose claim could not be used.
+    pub(super) fn want_later(&self, source: &TopicPartition) {
+        self.want_after(source, RETRY.0);
+    }
+
+    fn want_after(&self, source: &TopicPartition, wait: Duration) {
+        let mut state = self.lock();
+        state.number += 1;
+        let (number, now) = (state.number, Instant::now());
+        let wanted =
+            Wanted { number, since: now, next_try: now + wait, tries: 0, asked: false, told: false, granted: None };
+        state.wanted.insert(source.clone(), wanted);
+    }
+
+    /// No longer ours to claim.
+    pub(super) fn forget(&self, source: &TopicPartition) {
+        let mut state = self.lock();
+        state.wanted.remove(source);
+        state.halts.remove(source);
+    }
+
+    /// It goes on well: the next stop is a first one.
+    pub(super) fn is_well(&self, source: &TopicPartition) {
+        self.lock().halts.remove(source);
+    }
+
+    pub(super) fn wants(&self, source: &TopicPartition) -> bool {
+        self.lock().wanted.contains_key(source)
+    }
+
+    /// Whether it has stopped, and has not been seen to go on since.
+    pub(super) fn has_halted(&self, source: &TopicPartition) -> bool {
+        self.lock().halts.contains_key(source)
+    }
+
+    /// What was granted of those that are `wanted` since the last look, ready to be consumed.
+    pub(super) fn take_granted(&self, wanted: impl Fn(&TopicPartition) -> bool) -> Vec<(TopicPartition, Claim)> {
+        let mut granted = Vec::new();
+        self.lock().wanted.retain(|source, one| match one.granted.take_if(|_| wanted(source)) {
+            Some(claim) => {
+                granted.push((source.clone(), claim));
+                false
+            }
+            None => true,
+        });
+        granted
+    }
+
+    /// Waits until each of `sources` has been answered once, whatever the answer, or `wait` is over.
+    pub(super) fn wait_for(&self, sources: &[TopicPartition], wait: Duration) {
+        let open = |state: &mut State| {
+            let now = Instant::now();
+            let is_open = |one: &Wanted| one.granted.is_none() && (one.asked || one.next_try <= now);
+            sources.iter().any(|source| state.wanted.get(source).is_some_and(is_open))
+        };
+        let waited = self.answered.wait_timeout_while(self.lock(), wait, open);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits until no thread is at work, `wait` at most.
+    pub(super) fn wait_idle(&self, wait: Duration) {
+        let waited = self.answered.wait_timeout_while(self.lock(), wait, |state| state.threads > 0);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The partitions whose turn it is, shared out for threads. Those that have failed less come first, and
+    /// stand apart from those that have failed: a wait for nothing is not theirs.
+    fn due(&self) -> Vec<Vec<(TopicPartition, u64)>> {
+        let mut state = self.lock();
+        let now = Instant::now();
+        let is_due = |one: &Wanted| !one.asked && one.granted.is_none() && one.next_try <= now;
+        let mut due: Vec<(u32, TopicPartition, u64)> = state
+            .wanted
+            .iter()
+            .filter(|(_, one)| is_due(one))
+            .map(|(source, one)| (one.tries, source.clone(), one.number))
+            .collect();
+        due.sort_unstable();
+        let share = due.len().div_ceil(THREADS_MAX).max(1);
+        let mut shares: Vec<Vec<(TopicPartition, u64)>> = Vec::new();
+        let mut last_tries = None;
+        for (tries, source, number) in due {
+            if last_tries != Some(tries > 0) || shares.last().is_none_or(|some| some.len() >= share) {
+                let threads_max = if tries > 0 { THREADS_MAX } else { 2 * THREADS_MAX };
+                if state.threads + shares.len() >= threads_max {
+                    break;
+                }
+                shares.push(Vec::new());
+                last_tries = Some(tries > 0);
+            }
+            if let Some(one) = state.wanted.get_mut(&source) {
+                one.asked = true;
+            }
+            if let Some(some) = shares.last_mut() {
+                some.push((source, number));
+            }
+        }
+        state.threads += shares.len();
+        shares
+    }
+
+    fn is_wanted(&self, source: &TopicPartition, number: u64) -> bool {
+        self.lock().wanted.get(source).is_some_and(|one| one.number == number)
+    }
+
+    /// Nobody could be asked: the assignment is ending.
+    fn put_off(&self, source: &TopicPartition, number: u64) {
+        let mut state = self.lock();
+        if let Some(one) = state.wanted.get_mut(source).filter(|one| one.number == number) {
+            (one.asked, one.next_try) = (false, Instant::now() + RETRY.0);
+        }
+    }
+
+    fn thread_ends(&self) {
+        self.lock().threads -= 1;
+        self.answered.notify_all();
+    }
+
+    fn answer(&self, shared: &Shared, source: &TopicPartition, number: u64, answer: Result<Claim, ClaimError>) {
+        let mut state = self.lock();
+        let Some(one) = state.wanted.get_mut(source).filter(|one| one.number == number) else { return };
+        one.asked = false;
+        one.tries += 1;
+        match answer {
+            Ok(claim) => {
+                one.granted = Some(claim);
+                if one.told {
+                    tracing::info!(group = shared.group, partition = %source, tries = one.tries,
+                        seconds = one.since.elapsed().as_secs(), "claim granted at last");
+                }
+            }
+            Err(ClaimError::Transient(reason)) => {
+                one.next_try = Instant::now() + RETRY.0.saturating_mul(1 << (one.tries - 1).min(16)).min(RETRY.1);
+                metrics::counter!("throughline_claim_retries_total", "group" => shared.group.clone()).increment(1);
+                if one.since.elapsed() > TOLD_AFTER && !std::mem::replace(&mut one.told, true) {
+                    tracing::warn!(group = shared.group, partition = %source, tries = one.tries, reason,
+                        "claim not granted; tried again until it is");
+                }
+                if !state.halts.contains_key(source) {
+                    shared.partitions.pending(&source.topic, source.partition, Some(&reason));
+                }
+            }
+            Err(ClaimError::Halt { reason, cure }) => {
+                drop(state);
+                shared.halt(source, &reason, &cure);
+            }
+        }
+        self.answered.notify_all();
+    }
+}
+
+/// Starts a thread for each share of the partitions whose turn it is.
+pub(super) fn ask(shared: &Arc<Shared>) {
+    for share in shared.claims.due() {
+        let (ours, count) = (shared.clone(), share.len());
+        let work = move || {
+            let asked = std::panic::catch_unwind(AssertUnwindSafe(|| ask_for(&ours, &share)));
+            if let Err(panic) = asked {
+                let reason = panics::told("claim", panic.as_ref());
+                for (source, number) in &share {
+                    ours.claims.answer(&ours, source, *number, Err(ClaimError::Transient(reason.clone())));
+                }
+            }
+            ours.claims.thread_ends();
+        };
+        let started = std::thread::Builder::new().name(format!("claim {}", shared.group)).spawn(work);
+        if let Err(error) = started {
+            tracing::warn!(group = shared.group, %error, count, "no thread for a claim; the group is joined anew");
+            shared.claims.thread_ends();
+            shared.fail(format!("no thread for a claim: {error}"));
+        }
+    }
+}
+
+fn ask_for(shared: &Shared, share: &[(TopicPartition, u64)]) {
+    let Some(consumer) = shared.client() else { return };
+    let sources: Vec<TopicPartition> = share.iter().map(|(source, _)| source.clone()).collect();
+    let commits = match shared.read_committed_offsets {
+        true => committed::named(shared, &consumer, &sources),
+        false => Ok(HashMap::new()),
+    };
+    for (source, number) in share {
+        let is_open = || shared.claims.is_wanted(source, *number) && shared.is_running() && !consumer.assignment_lost();
+        if !is_open() {
+            shared.claims.put_off(source, *number);
+            continue;
+        }
+        let answer = match &commits {
+            Ok(commits) => claim(shared, &consumer, source, &commits.get(source).cloned().flatten()),
+            Err(reason) => Err(ClaimError::Transient(reason.clone())),
+        };
+        shared.claims.answer(shared, source, *number, answer);
+    }
+}
+
+/// One try.
+fn claim(
+    shared: &Shared,
+    consumer: &BaseConsumer<Rebalancer>,
+    source: &TopicPartition,
+    committed: &Committed,
+) -> Result<Claim, ClaimError> {
+    let watermarks = || {
+        consumer
+            .fetch_watermarks(&source.topic, source.partition, CLAIM_WAIT)
+            .map_err(|error| ClaimError::Transient(format!("cannot read the offsets kept: {error}")))
+    };
+    let claim = shared.owner.claim(source, committed.clone(), watermarks()?)?;
+    // Read again: until the claim, the previous owner went on, past what was the end before.
+    let (first, next) = watermarks()?;
+    if (first..=next).contains(&claim.next_offset) {
+        return Ok(claim);
+    }
+    // Fetching there would fail, or be answered with records of another life of the topic.
+    Err(ClaimError::Halt {
+        reason: format!(
+            "offset {} of {source} is not there any more: Kafka keeps {first} to {next}. Records were dropped by \
+             retention, or the topic was created again.",
+            claim.next_offset
+        ),
+        cure: "It is claimed again by itself; if it stays, `throughline topics check` tells of the topic.".into(),
+    })
+}
+
+/// A question to the broker for a claim, at most: one without a leader is asked again later.
+pub(super) const CLAIM_WAIT: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(partition: i32) -> TopicPartition {
+        TopicPartition { topic: "t".into(), partition }
+    }
+
+    #[test]
+    fn those_that_failed_are_asked_apart_from_those_that_did_not() {
+        let claims = Claims::default();
+        (0..6).for_each(|partition| claims.want(&source(partition)));
+        claims.lock().wanted.get_mut(&source(3)).unwrap().tries = 2;
+        let shares = claims.due();
+        assert!(shares.len() <= THREADS_MAX);
+        let with_failed = shares.iter().find(|share| share.iter().any(|(one, _)| one.partition == 3));
+        assert_eq!(with_failed.map(Vec::len), Some(1), "{shares:?}");
+        assert!(claims.due().is_empty(), "each is asked once at a time");
+    }
+
+    #[test]
+    fn a_partition_that_stops_again_and_again_is_looked_at_less_often_up_to_a_bound() {
+        let (claims, most) = (Claims::default(), Duration::from_secs(10));
+        let wait = |claims: &Claims| {
+            claims.want_halted(&source(0), most);
+            claims.lock().wanted[&source(0)].next_try.saturating_duration_since(Instant::now()).as_secs_f64().ceil()
+        };
+        let waits: Vec<f64> = (0..6).map(|_| wait(&claims)).collect();
+        assert_eq!(waits, [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]);
+        assert!(claims.has_halted(&source(0)) && claims.due().is_empty());
+        claims.is_well(&source(0));
+        assert_eq!(wait(&claims), 1.0);
+    }
+
+    #[test]
+    fn a_partition_that_was_lost_is_not_granted() {
+        let claims = Claims::default();
+        claims.want(&source(0));
+        let number = claims.due()[0][0].1;
+        claims.forget(&source(0));
+        claims.want(&source(0));
+        assert!(!claims.is_wanted(&source(0), number), "an answer to the first wish is none to the second");
+        assert!(claims.take_granted(|_| true).is_empty());
+    }
+}
