@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,9 +26,10 @@ use super::record::TopicPartition;
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 /// First wait before a partition that stands is looked at again; doubles up to `ConsumerOptions::halt_retry`.
 const HALT_RETRY: Duration = Duration::from_secs(1);
-/// Threads that claim for one consumer, at most; as many again are for first tries only, which must not wait
-/// behind partitions for which nobody answers.
+/// Claims of one round that are made at a time.
 const THREADS_MAX: usize = 4;
+/// Rounds at a time, at most, in which claims that have failed are tried again.
+const ROUNDS_MAX: usize = 2;
 /// A claim that is not granted for this long is told in the log, once.
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 
@@ -49,7 +51,8 @@ struct State {
     /// How often each partition has stopped in a row.
     halts: HashMap<TopicPartition, u32>,
     number: u64,
-    threads: usize,
+    /// At work.
+    rounds: usize,
 }
 
 /// All wishes of one consumer.
@@ -139,46 +142,29 @@ impl Claims {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Waits until no thread is at work, `wait` at most.
+    /// Waits until no round is at work, `wait` at most.
     pub(super) fn wait_idle(&self, wait: Duration) {
-        let waited = self.answered.wait_timeout_while(self.lock(), wait, |state| state.threads > 0);
+        let waited = self.answered.wait_timeout_while(self.lock(), wait, |state| state.rounds > 0);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// The partitions whose turn it is, shared out for threads. Those that have failed less come first, and
-    /// stand apart from those that have failed: a wait for nothing is not theirs.
-    fn due(&self) -> Vec<Vec<(TopicPartition, u64)>> {
+    /// The partitions whose turn it is, for one round. Those that have not failed stand apart from those that
+    /// have: a wait for nothing is not theirs.
+    fn due(&self) -> Vec<(TopicPartition, u64)> {
         let mut state = self.lock();
-        let now = Instant::now();
+        let (now, failed_too) = (Instant::now(), state.rounds < ROUNDS_MAX);
         let is_due = |one: &Wanted| !one.asked && one.granted.is_none() && one.next_try <= now;
-        let mut due: Vec<(u32, TopicPartition, u64)> = state
-            .wanted
-            .iter()
-            .filter(|(_, one)| is_due(one))
-            .map(|(source, one)| (one.tries, source.clone(), one.number))
-            .collect();
-        due.sort_unstable();
-        let share = due.len().div_ceil(THREADS_MAX).max(1);
-        let mut shares: Vec<Vec<(TopicPartition, u64)>> = Vec::new();
-        let mut last_tries = None;
-        for (tries, source, number) in due {
-            if last_tries != Some(tries > 0) || shares.last().is_none_or(|some| some.len() >= share) {
-                let threads_max = if tries > 0 { THREADS_MAX } else { 2 * THREADS_MAX };
-                if state.threads + shares.len() >= threads_max {
-                    break;
-                }
-                shares.push(Vec::new());
-                last_tries = Some(tries > 0);
-            }
-            if let Some(one) = state.wanted.get_mut(&source) {
-                one.asked = true;
-            }
-            if let Some(some) = shares.last_mut() {
-                some.push((source, number));
-            }
+        let fresh = state.wanted.values().any(|one| is_due(one) && one.tries == 0);
+        if !fresh && !failed_too {
+            return Vec::new();
         }
-        state.threads += shares.len();
-        shares
+        let mut round = Vec::new();
+        for (source, one) in state.wanted.iter_mut().filter(|(_, one)| is_due(one) && (one.tries == 0) == fresh) {
+            one.asked = true;
+            round.push((source.clone(), one.number));
+        }
+        state.rounds += usize::from(!round.is_empty());
+        round
     }
 
     fn is_wanted(&self, source: &TopicPartition, number: u64) -> bool {
@@ -193,8 +179,8 @@ impl Claims {
         }
     }
 
-    fn thread_ends(&self) {
-        self.lock().threads -= 1;
+    fn round_ends(&self) {
+        self.lock().rounds -= 1;
         self.answered.notify_all();
     }
 
@@ -231,48 +217,58 @@ impl Claims {
     }
 }
 
-/// Starts a thread for each share of the partitions whose turn it is.
+/// Starts a round for the partitions whose turn it is.
 pub(super) fn ask(shared: &Arc<Shared>) {
-    for share in shared.claims.due() {
-        let (ours, count) = (shared.clone(), share.len());
-        let work = move || {
-            let asked = std::panic::catch_unwind(AssertUnwindSafe(|| ask_for(&ours, &share)));
-            if let Err(panic) = asked {
-                let reason = panics::told("claim", panic.as_ref());
-                for (source, number) in &share {
-                    ours.claims.answer(&ours, source, *number, Err(ClaimError::Transient(reason.clone())));
-                }
-            }
-            ours.claims.thread_ends();
-        };
-        let started = std::thread::Builder::new().name(format!("claim {}", shared.group)).spawn(work);
-        if let Err(error) = started {
-            tracing::warn!(group = shared.group, %error, count, "no thread for a claim; the group is joined anew");
-            shared.claims.thread_ends();
-            shared.fail(format!("no thread for a claim: {error}"));
-        }
+    let due = shared.claims.due();
+    if due.is_empty() {
+        return;
+    }
+    let ours = shared.clone();
+    let round = move || {
+        ask_all(&ours, &due);
+        ours.claims.round_ends();
+    };
+    if let Err(error) = std::thread::Builder::new().name(format!("claims {}", shared.group)).spawn(round) {
+        shared.claims.round_ends();
+        shared.fail(format!("no thread for claims: {error}"));
     }
 }
 
-fn ask_for(shared: &Shared, share: &[(TopicPartition, u64)]) {
+/// One round: what Kafka holds of all, then each claim on the next thread that is free.
+fn ask_all(shared: &Shared, due: &[(TopicPartition, u64)]) {
     let Some(consumer) = shared.client() else { return };
-    let sources: Vec<TopicPartition> = share.iter().map(|(source, _)| source.clone()).collect();
+    let sources: Vec<TopicPartition> = due.iter().map(|(source, _)| source.clone()).collect();
     let commits = match shared.read_committed_offsets {
-        true => committed::named(shared, &consumer, &sources),
+        true => contained(|| committed::named(shared, &consumer, &sources)).and_then(|commits| commits),
         false => Ok(HashMap::new()),
     };
-    for (source, number) in share {
-        let is_open = || shared.claims.is_wanted(source, *number) && shared.is_running() && !consumer.assignment_lost();
-        if !is_open() {
-            shared.claims.put_off(source, *number);
-            continue;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((source, number)) = due.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let is_wanted = shared.claims.is_wanted(source, *number);
+            if !is_wanted || !shared.is_running() || consumer.assignment_lost() {
+                shared.claims.put_off(source, *number);
+                continue;
+            }
+            let answer = match &commits {
+                Ok(commits) => contained(|| claim(shared, &consumer, source, &commits.get(source).cloned().flatten()))
+                    .unwrap_or_else(|reason| Err(ClaimError::Transient(reason))),
+                Err(reason) => Err(ClaimError::Transient(reason.clone())),
+            };
+            shared.claims.answer(shared, source, *number, answer);
         }
-        let answer = match &commits {
-            Ok(commits) => claim(shared, &consumer, source, &commits.get(source).cloned().flatten()),
-            Err(reason) => Err(ClaimError::Transient(reason.clone())),
-        };
-        shared.claims.answer(shared, source, *number, answer);
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..due.len().min(THREADS_MAX) {
+            scope.spawn(work);
+        }
+    });
+}
+
+/// # Errors
+/// What a panic said.
+fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panics::told("claim", panic.as_ref()))
 }
 
 /// One try.
@@ -320,11 +316,14 @@ mod tests {
         let claims = Claims::default();
         (0..6).for_each(|partition| claims.want(&source(partition)));
         claims.lock().wanted.get_mut(&source(3)).unwrap().tries = 2;
-        let shares = claims.due();
-        assert!(shares.len() <= THREADS_MAX);
-        let with_failed = shares.iter().find(|share| share.iter().any(|(one, _)| one.partition == 3));
-        assert_eq!(with_failed.map(Vec::len), Some(1), "{shares:?}");
+        assert_eq!(claims.due().len(), 5);
+        assert_eq!(claims.due(), [(source(3), 4)]);
         assert!(claims.due().is_empty(), "each is asked once at a time");
+        claims.want(&source(3));
+        assert_eq!(claims.due().len(), 1, "a first try waits for no other round");
+        claims.lock().wanted.get_mut(&source(2)).unwrap().asked = false;
+        claims.lock().wanted.get_mut(&source(2)).unwrap().tries = 1;
+        assert!(claims.due().is_empty(), "a further one does");
     }
 
     #[test]
@@ -345,7 +344,7 @@ mod tests {
     fn a_partition_that_was_lost_is_not_granted() {
         let claims = Claims::default();
         claims.want(&source(0));
-        let number = claims.due()[0][0].1;
+        let number = claims.due()[0].1;
         claims.forget(&source(0));
         claims.want(&source(0));
         assert!(!claims.is_wanted(&source(0), number), "an answer to the first wish is none to the second");
