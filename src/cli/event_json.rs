@@ -17,7 +17,7 @@ pub(super) fn row<C: BoundedContext>(event: &StoredEvent, payload: Value) -> Val
         "eventId": event.event_id,
         "commandId": event.command_id,
         "correlationId": event.correlation_id,
-        "causationId": event.causation_id,
+        "causationId": event.cause(),
         "principal": event.principal,
         "payload": payload,
     });

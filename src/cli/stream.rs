@@ -156,7 +156,12 @@ fn text(steps: &[Step], diff: bool) -> String {
     let word = |value: &Value| value.as_str().map_or_else(|| "-".to_owned(), str::to_owned);
     for Step { event, changes, .. } in steps {
         text.push_str(&format!("{} {}  {}\n", event["version"], word(&event["type"]), word(&event["recordedAt"])));
-        for (name, key) in [("command", "commandId"), ("correlation", "correlationId"), ("principal", "principal")] {
+        for (name, key) in [
+            ("command", "commandId"),
+            ("cause", "causationId"),
+            ("correlation", "correlationId"),
+            ("principal", "principal"),
+        ] {
             text.push_str(&format!("    {name:<12} {}\n", word(&event[key])));
         }
         text.push_str(&format!("    {:<12} {}\n", "payload", event["payload"]));

@@ -1,5 +1,6 @@
 //! A command as the processor handles it: who asked what of which stream, under which ids.
 
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 /// A validated command addressed to one stream.
@@ -14,12 +15,23 @@ pub struct Command<C> {
 /// The envelope of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandMeta {
-    /// Idempotency key: one outcome per id, for as long as outcomes are kept.
+    /// Idempotency key: one outcome per id and stream of a context, for as long as outcomes are kept.
     pub command_id: Uuid,
     /// The stream addressed.
     pub stream_id: Uuid,
     /// Refuse unless the stream stands at this version.
     pub expected_version: Option<i64>,
+}
+
+/// What is kept of a command to tell whether it came again: the first bytes of the SHA-256 of what
+/// [`BoundedContext::write_command`](super::BoundedContext::write_command) writes, or of a record's value as it is
+/// where that is no command.
+pub type Fingerprint = [u8; 16];
+
+/// The fingerprint of these bytes.
+pub fn fingerprint(bytes: &[u8]) -> Fingerprint {
+    let digest = Sha256::digest(bytes);
+    std::array::from_fn(|n| digest[n])
 }
 
 /// A record that cannot become a command. Recorded as a refusal with code `INVALID_COMMAND`.

@@ -14,13 +14,14 @@ pub struct Recorded<E> {
     pub stream_id: Uuid,
     /// 1, 2, 3 … within the stream.
     pub version: i64,
-    /// Derived from the command id and the event's ordinal in its decision.
+    /// Distinct for every event; derived when it was decided, and stored.
     pub event_id: Uuid,
     /// The command that caused it.
     pub command_id: Uuid,
     /// Follows one request through every topic and log line.
     pub correlation_id: String,
-    /// What caused the command, where the caller said so.
+    /// What caused it: as the command's sender said, else the command's id. None in events of releases that wrote
+    /// none there: then it is the command.
     pub causation_id: Option<String>,
     /// When the deciding transaction recorded it.
     pub recorded_at: Timestamp,

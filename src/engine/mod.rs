@@ -13,7 +13,7 @@ pub mod projection;
 pub mod rows;
 
 pub use aggregate::{Aggregate, Decision, Refusal};
-pub use command::{Command, CommandMeta, InvalidCommand};
+pub use command::{Command, CommandMeta, Fingerprint, InvalidCommand, fingerprint};
 pub use context::{BoundedContext, Encoded, EventCodec, UndecodableEvent};
 pub use event::Recorded;
 pub use ids::{Position, destination_partition};

@@ -29,6 +29,17 @@ pub const PRINCIPAL: &str = "principal";
 /// cut off at the door, since it travels with every event for ever.
 pub const TEXT_HEADER_BYTES_MAX: usize = 256;
 
+/// Whether `text` is a W3C trace context: `version-traceid-parentid-flags`, all lower-case hex. Anything else is as
+/// good as absent, as that standard asks for.
+pub fn is_traceparent(text: &str) -> bool {
+    let hyphens = [2, 35, 52];
+    text.len() == 55
+        && text.bytes().enumerate().all(|(at, byte)| match byte {
+            b'-' => hyphens.contains(&at),
+            _ => !hyphens.contains(&at) && matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+        })
+}
+
 /// What a published record says about itself, beside key and value.
 #[derive(Debug, Clone)]
 pub struct Envelope<'a> {
@@ -48,6 +59,7 @@ pub struct Envelope<'a> {
     pub seq: i64,
     pub command_id: Uuid,
     pub correlation_id: &'a str,
+    /// None in rows of releases that kept only what the sender named: they are published as they always were.
     pub causation_id: Option<&'a str>,
     pub traceparent: Option<&'a str>,
     pub reply_to: Option<&'a str>,
@@ -85,5 +97,24 @@ impl Envelope<'_> {
             }
         }
         headers.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_well_formed_trace_context_is_carried_on() {
+        assert!(is_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        for bad in [
+            "",
+            "00-4bf9-00f0-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473-600f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-",
+        ] {
+            assert!(!is_traceparent(bad), "{bad}");
+        }
     }
 }

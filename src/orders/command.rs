@@ -13,6 +13,7 @@ use super::domain::{
     CancelOrder, Currency, MAX_ITEMS, MAX_QUANTITY, Money, OrderCommand, OrderedItem, PlaceOrder, Quantity,
     RecordPayment, ShipOrder, UnitPrice,
 };
+use crate::engine::ids::{IdFault, parse_id, parse_uuid};
 use crate::engine::{Command, CommandMeta, InvalidCommand};
 
 /// The largest command, in bytes: what Kafka takes in one record by default, less its overhead.
@@ -197,10 +198,10 @@ fn build(
     fallback_id: Uuid,
 ) -> Result<Command<OrderCommand>, Fault> {
     refuse_foreign(fields, kind)?;
-    let command_id = fields.command_id.as_ref().map_or(Ok(fallback_id), |text| uuid("/commandId", &text.0))?;
+    let command_id = fields.command_id.as_ref().map_or(Ok(fallback_id), |text| id("/commandId", &text.0))?;
     let order_id = match (&fields.order_id, order_id) {
         (None, Some(order_id)) => order_id,
-        (given, _) => uuid("/orderId", required("/orderId", given)?)?,
+        (given, _) => id("/orderId", required("/orderId", given)?)?,
     };
     if fields.expected_version.is_some_and(|version| version < 0) {
         return Err(Fault::new("/expectedVersion", "must be 0 or more"));
@@ -288,15 +289,18 @@ fn missing(pointer: &str) -> Fault {
     Fault::new(pointer, "is missing")
 }
 
-/// Hyphenated text only: other spellings of a UUID would make two keys of one id.
+/// An id that the command is filed under.
+fn id(pointer: &str, text: &str) -> Result<Uuid, Fault> {
+    parse_id(text).map_err(|fault| not_an_id(pointer, text, fault))
+}
+
+/// An id of other people's books.
 fn uuid(pointer: &str, text: &str) -> Result<Uuid, Fault> {
-    if text.len() == uuid::fmt::Hyphenated::LENGTH
-        && let Ok(id) = Uuid::try_parse(text)
-    {
-        return Ok(id);
-    }
-    let reason = "must be a UUID such as \"0198c0de-7a3e-7000-8000-000000000001\"; it is";
-    Err(Fault::new(pointer, format!("{reason} {}", command_fault::quoted(text))))
+    parse_uuid(text).ok_or_else(|| not_an_id(pointer, text, IdFault::Malformed))
+}
+
+fn not_an_id(pointer: &str, text: &str, fault: IdFault) -> Fault {
+    Fault::new(pointer, format!("{fault}; it is {}", command_fault::quoted(text)))
 }
 
 fn text(pointer: &str, field: &Option<Text<'_>>, most: usize) -> Result<String, Fault> {

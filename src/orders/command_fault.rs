@@ -6,10 +6,10 @@
 use std::fmt::Display;
 
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::command::CommandKind;
 use crate::engine::InvalidCommand;
+use crate::engine::ids::parse_id;
 
 /// A field (JSON pointer) and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,10 +43,7 @@ pub(super) fn quoted(text: &str) -> String {
 /// The answer for a record at fault, with the ids that it still tells.
 pub(super) fn invalid(value: &[u8], fault: &Fault) -> InvalidCommand {
     let fields = serde_json::from_slice::<Value>(value).ok();
-    let id = |name| {
-        let text = fields.as_ref()?.get(name)?.as_str()?;
-        Uuid::try_parse(text).ok().filter(|_| text.len() == uuid::fmt::Hyphenated::LENGTH)
-    };
+    let id = |name| parse_id(fields.as_ref()?.get(name)?.as_str()?).ok();
     let reason = match fault.pointer.as_str() {
         "" => fault.problem.clone(),
         pointer => format!("{pointer} {}", fault.problem),

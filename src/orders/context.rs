@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::codec::OrdersCodec;
 use super::domain::{Order, OrderCommand, OrderEvent};
-use super::{command, public_json};
+use super::{command, command_json, public_json};
 use crate::engine::{BoundedContext, Command, InvalidCommand};
 
 /// The bounded context of orders.
@@ -21,6 +21,10 @@ impl BoundedContext for OrdersContext {
 
     fn parse_command(value: &[u8], fallback_id: Uuid) -> Result<Command<OrderCommand>, InvalidCommand> {
         command::parse_command(value, fallback_id)
+    }
+
+    fn write_command(command: &Command<OrderCommand>, into: &mut Vec<u8>) {
+        command_json::write_command(command, into);
     }
 
     fn describe_state(state: &Order) -> Value {

@@ -53,7 +53,7 @@ pub(super) const APPEND_RESULTS: &str = "
         as r (partition, seq, command_id, message_id, stream_id, correlation_id, causation_id, traceparent,
               reply_to, value)";
 
-/// First outcomes of command ids. $1 topic, $2 time; then a column each.
+/// First outcomes of command ids in their streams. $1 topic, $2 time; then a column each.
 pub(super) const APPEND_OUTCOMES: &str = "
     insert into throughline.commands
         (partition, topic, command_id, stream_id, payload_hash, accepted, code, reason, version, seq,
@@ -186,7 +186,7 @@ async fn append_events<C: BoundedContext>(
                 &column!(|event, command| event.encoded.schema_version),
                 &column!(|event, command| command.command_id),
                 &column!(|event, command| command.correlation_id.as_str()),
-                &column!(|event, command| command.causation_id.as_deref()),
+                &column!(|event, command| command.causation_id.as_str()),
                 &column!(|event, command| command.principal.as_deref()),
                 &column!(|event, command| command.traceparent.as_deref()),
                 &column!(|event, command| command.reply_to.as_deref()),
@@ -221,7 +221,7 @@ async fn append_results<C: BoundedContext>(
                 &decided.results.iter().map(|result| result.message_id).collect::<Vec<_>>(),
                 &commands.iter().map(|command| command.stream_id).collect::<Vec<_>>(),
                 &commands.iter().map(|command| command.correlation_id.as_str()).collect::<Vec<_>>(),
-                &commands.iter().map(|command| command.causation_id.as_deref()).collect::<Vec<_>>(),
+                &commands.iter().map(|command| command.causation_id.as_str()).collect::<Vec<_>>(),
                 &commands.iter().map(|command| command.traceparent.as_deref()).collect::<Vec<_>>(),
                 &commands.iter().map(|command| command.reply_to.as_deref()).collect::<Vec<_>>(),
                 &decided.results.iter().map(|result| result.value.as_slice()).collect::<Vec<_>>(),

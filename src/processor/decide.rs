@@ -1,7 +1,7 @@
 //! Decides a batch in order over in-memory state. No I/O.
 //!
-//! Commands of one stream coalesce: each sees what the one before it did. A command id that has an
-//! outcome, from the store or from earlier in the batch, has no second effect.
+//! Commands of one stream coalesce: each sees what the one before it did. A command id that has an outcome in its
+//! stream, from the store or from earlier in the batch, has no second effect there. In other streams it is as good as new.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use super::batch::Batch;
 use super::cache::Cached;
 use super::intake::{Ask, COMMAND_FAILED, Incoming, clean_reason};
 use super::load::Loaded;
-use super::outcome::Outcome;
+use super::outcome::{IdScope, Outcome};
 use super::retry::Failure;
 use super::{Payload, Scope};
 
@@ -43,7 +43,7 @@ pub(super) struct Decided<A> {
     pub now: Timestamp,
     pub events: Vec<NewEvent>,
     pub results: Vec<NewResult>,
-    /// First outcomes of their command ids.
+    /// First outcomes of their command ids in their streams.
     pub outcomes: Vec<Outcome>,
     /// Commands to park, as indices, with code and reason.
     pub parked: Vec<(usize, &'static str, String)>,
@@ -106,18 +106,18 @@ struct Desk<'a, C: BoundedContext> {
     scope: &'a Scope<C>,
     last_seq: HashMap<(i32, i16), i64>,
     /// Outcomes of earlier batches.
-    known: HashMap<(i32, Uuid), Outcome>,
+    known: HashMap<IdScope, Outcome>,
     /// Outcomes of this batch, as indices.
-    fresh: HashMap<(i32, Uuid), usize>,
+    fresh: HashMap<IdScope, usize>,
     decided: Decided<C::Aggregate>,
 }
 
 impl<C: BoundedContext> Desk<'_, C> {
     fn handle(&mut self, index: usize, command: &Incoming<Payload<C>>) -> Result<(), Failure> {
-        let key = (command.destination, command.command_id);
-        let first = match self.fresh.get(&key) {
+        let scope = command.scope();
+        let first = match self.fresh.get(&scope) {
             Some(place) => Some(&self.decided.outcomes[*place]),
-            None => self.known.get(&key),
+            None => self.known.get(&scope),
         };
         if let Some(first) = first.cloned() {
             self.repeat(index, command, first);
@@ -134,27 +134,31 @@ impl<C: BoundedContext> Desk<'_, C> {
         };
         let outcome = self.outcome(command, verdict);
         if !outcome.accepted || command.reply_to.is_some() {
-            self.publish(index, command, &outcome, command.command_id);
+            self.publish(index, command, &outcome, result_id::<C>(command));
         }
         let code = outcome.code.clone().unwrap_or(Cow::Borrowed("ACCEPTED"));
         *self.decided.tally.entry(code).or_default() += 1;
-        self.fresh.insert(key, self.decided.outcomes.len());
+        self.fresh.insert(scope, self.decided.outcomes.len());
         self.decided.outcomes.push(outcome);
         Ok(())
     }
 
-    /// A command id that already has an outcome: the same payload gets the same answer, another one
-    /// is refused, and the first outcome stays the one of this id.
+    /// A command id that already has an outcome in its stream: the same command gets the same answer, another one is
+    /// refused, and the first outcome stays the one of this id.
     fn repeat(&mut self, index: usize, command: &Incoming<Payload<C>>, first: Outcome) {
         const CODE: &str = "COMMAND_ID_REUSED";
-        if first.payload_hash == command.payload_hash {
+        if command.is_what_was(&first.payload_hash) {
             *self.decided.tally.entry(Cow::Borrowed("DUPLICATE")).or_default() += 1;
             if command.reply_to.is_some() {
-                self.publish(index, command, &first, command.command_id);
+                self.publish(index, command, &first, result_id::<C>(command));
             }
             return;
         }
         *self.decided.tally.entry(Cow::Borrowed(CODE)).or_default() += 1;
+        if let Ask::Refuse { code, reason, park: true } = &command.ask {
+            // No stream tells of it: reused or not, its bytes are kept.
+            self.decided.parked.push((index, code, reason.clone()));
+        }
         let reason = format!("command id {} was used before, with another payload", command.command_id);
         tracing::warn!(command_id = %command.command_id, stream_id = %command.stream_id,
             correlation_id = command.correlation_id, "command id reused with another payload; refused");
@@ -202,12 +206,12 @@ impl<C: BoundedContext> Desk<'_, C> {
         let counter = (command.destination, self.scope.events.id);
         let last_seq = self.last_seq.entry(counter).or_default();
         let mut seq = None;
-        for (ordinal, encoded) in encoded.into_iter().enumerate() {
+        for encoded in encoded {
             *last_seq += 1;
             stream.version += 1;
             seq = Some(*last_seq);
             self.decided.counters.insert(counter, *last_seq);
-            let event_id = ids::event_id(command.command_id, ordinal);
+            let event_id = ids::event_id(C::NAME, command.stream_id, stream.version, command.command_id);
             let event = NewEvent { command: index, seq: *last_seq, version: stream.version, event_id, encoded };
             self.decided.events.push(event);
         }
@@ -238,6 +242,10 @@ impl<C: BoundedContext> Desk<'_, C> {
         let value = outcome.json(C::STREAM_ID_FIELD);
         self.decided.results.push(NewResult { command: index, seq: *seq, message_id, value });
     }
+}
+
+fn result_id<C: BoundedContext>(command: &Incoming<Payload<C>>) -> Uuid {
+    ids::result_id(C::NAME, command.stream_id, command.command_id)
 }
 
 /// The stored form of an event. One that no record can carry would be appended and never published,

@@ -2,15 +2,19 @@
 //!
 //! Done before any transaction opens. Whatever is wrong with a record, it ends as an outcome: a
 //! record is never skipped. The value decides which stream is meant; the key only has to agree.
+//!
+//! What decides which command it is (value, key, header `command-id`) is right or refused. What only travels along
+//! (correlation, causation, trace) never refuses a command: it is made fit to be kept, and a counter tells of it.
 
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::engine::{BoundedContext, destination_partition, ids};
+use crate::engine::ids::{self, parse_id, parse_key};
+use crate::engine::{BoundedContext, Command, Fingerprint, InvalidCommand, destination_partition, fingerprint};
 use crate::kafka::{Record, headers};
 
 use super::Payload;
 use super::batch::Source;
+use super::outcome::IdScope;
 
 /// The refusal of a record that cannot become a command.
 pub(super) const INVALID_COMMAND: &str = "INVALID_COMMAND";
@@ -28,10 +32,11 @@ pub(super) struct Incoming<P> {
     /// Nil where the record does not tell it.
     pub stream_id: Uuid,
     pub command_id: Uuid,
-    /// First 16 bytes of the SHA-256 of the record's value.
-    pub payload_hash: [u8; 16],
+    /// Of what the command means, however it was written; of the record's value where that is no command.
+    pub payload_hash: Fingerprint,
     pub correlation_id: String,
-    pub causation_id: Option<String>,
+    /// The command id where the sender named no cause.
+    pub causation_id: String,
     pub traceparent: Option<String>,
     pub reply_to: Option<String>,
     pub principal: Option<String>,
@@ -55,6 +60,17 @@ pub(super) enum Ask<P> {
 }
 
 impl<P> Incoming<P> {
+    /// Where its id counts.
+    pub fn scope(&self) -> IdScope {
+        IdScope { partition: self.destination, stream_id: self.stream_id, command_id: self.command_id }
+    }
+
+    /// Whether `decided` is the fingerprint of this command. Outcomes of earlier releases keep that of the record's
+    /// bytes, and bytes that are equal mean the same.
+    pub fn is_what_was(&self, decided: &Fingerprint) -> bool {
+        self.payload_hash == *decided || fingerprint(self.record.value.as_deref().unwrap_or_default()) == *decided
+    }
+
     /// Gives up on deciding this command.
     pub fn fail(&mut self, reason: String) {
         self.ask = Ask::Refuse { code: COMMAND_FAILED, reason: clean_reason(&reason), park: true };
@@ -83,12 +99,7 @@ impl Intake {
         namespace: &str,
     ) -> Incoming<Payload<C>> {
         let fallback = ids::command_id_of_record(namespace, source.place.partition, record.offset);
-        let value = record.value.as_deref().unwrap_or_default();
-        let digest = Sha256::digest(value);
-        let mut payload_hash = [0; 16];
-        payload_hash.copy_from_slice(&digest[..16]);
-
-        let judged = self.judge::<C>(&record, fallback);
+        let (judged, payload_hash) = self.judge::<C>(&record, fallback);
         let (command_id, stream_id, ask) = match judged {
             Ok(command) => {
                 let ask = Ask::Decide { payload: command.payload, expected_version: command.meta.expected_version };
@@ -98,11 +109,11 @@ impl Intake {
                 // Without a stream nobody will look there: the bytes are kept for people.
                 let park = invalid.stream_id.is_none();
                 let reason = clean_reason(&invalid.reason);
-                let stream_id = invalid.stream_id.or_else(|| key_id(&record));
+                let stream_id = invalid.stream_id.or_else(|| parse_key(record.key.as_deref()?));
                 (invalid.command_id.unwrap_or(fallback), stream_id, Ask::Refuse { code: INVALID_COMMAND, reason, park })
             }
         };
-        let text = |name| record.header(name).map(|text| clean(text, headers::TEXT_HEADER_BYTES_MAX));
+        let named = |name| carried(&record, name).filter(|text| !text.is_empty());
         Incoming {
             source: index,
             destination: match stream_id {
@@ -112,60 +123,111 @@ impl Intake {
             stream_id: stream_id.unwrap_or(Uuid::nil()),
             command_id,
             payload_hash,
-            correlation_id: text(headers::CORRELATION_ID)
-                .filter(|text| !text.is_empty())
-                .unwrap_or_else(|| command_id.to_string()),
-            causation_id: text(headers::CAUSATION_ID),
-            traceparent: text(headers::TRACEPARENT),
-            reply_to: text(headers::REPLY_TO),
-            principal: text(headers::PRINCIPAL),
+            correlation_id: named(headers::CORRELATION_ID).unwrap_or_else(|| command_id.to_string()),
+            causation_id: named(headers::CAUSATION_ID).unwrap_or_else(|| command_id.to_string()),
+            traceparent: carried(&record, headers::TRACEPARENT).filter(|text| headers::is_traceparent(text)),
+            reply_to: carried(&record, headers::REPLY_TO),
+            principal: carried(&record, headers::PRINCIPAL),
             ask,
             record,
         }
     }
 
+    /// The command of a record, and the fingerprint that tells whether it came before.
     fn judge<C: BoundedContext>(
         &self,
         record: &Record,
         fallback: Uuid,
-    ) -> Result<crate::engine::Command<Payload<C>>, crate::engine::InvalidCommand> {
-        let invalid =
-            |reason: String, command_id, stream_id| crate::engine::InvalidCommand { reason, command_id, stream_id };
+    ) -> (Result<Command<Payload<C>>, InvalidCommand>, Fingerprint) {
         // The header wins over the value: it can be set without touching the command itself.
-        let header = match record.header(headers::COMMAND_ID).map(Uuid::try_parse) {
-            None => None,
-            Some(Ok(id)) => Some(id),
-            Some(Err(_)) => return Err(invalid("header command-id is not a UUID".into(), None, None)),
+        let (header, header_fault) = match header_id(record) {
+            Ok(header) => (header, None),
+            Err(reason) => (None, Some(reason)),
         };
+        // Read even where the header is at fault: the value may tell whom to answer.
+        let (command, payload_hash) = match self.read::<C>(record, header, fallback) {
+            Ok(read) => read,
+            Err(mut invalid) => {
+                invalid.reason = header_fault.unwrap_or(invalid.reason);
+                return (Err(invalid), fingerprint(record.value.as_deref().unwrap_or_default()));
+            }
+        };
+        let judged = match header_fault.or_else(|| key_fault(record.key.as_deref(), command.meta.stream_id)) {
+            None => Ok(command),
+            Some(reason) => {
+                let (command_id, stream_id) = (Some(command.meta.command_id), Some(command.meta.stream_id));
+                Err(InvalidCommand { reason, command_id, stream_id })
+            }
+        };
+        (judged, payload_hash)
+    }
+
+    /// The command in a record's value, under the id of its header where that has one.
+    fn read<C: BoundedContext>(
+        &self,
+        record: &Record,
+        header: Option<Uuid>,
+        fallback: Uuid,
+    ) -> Result<(Command<Payload<C>>, Fingerprint), InvalidCommand> {
+        let invalid = |reason: String| InvalidCommand { reason, command_id: header, stream_id: None };
         let Some(value) = record.value.as_deref() else {
-            return Err(invalid("the record has no value: a command is a JSON object".into(), header, None));
+            return Err(invalid("the record has no value: a command is a JSON object".into()));
         };
         if value.len() > self.command_bytes_max {
             let reason = format!("the command has {} bytes, at most {} are taken", value.len(), self.command_bytes_max);
-            return Err(invalid(reason, header, None));
+            return Err(invalid(reason));
         }
-        let parse = std::panic::AssertUnwindSafe(|| C::parse_command(value, header.unwrap_or(fallback)));
-        let mut command = match std::panic::catch_unwind(parse) {
-            Ok(Ok(command)) => command,
-            Ok(Err(mut reason)) => {
-                reason.command_id = header.or(reason.command_id);
-                return Err(reason);
-            }
-            Err(_) => return Err(invalid("the command could not be read".into(), header, None)),
-        };
-        command.meta.command_id = header.unwrap_or(command.meta.command_id);
-        let meta = &command.meta;
-        let reason = match record.key.as_deref() {
-            None => "the record has no key: it must be the stream's id",
-            Some(_) if key_id(record) == Some(meta.stream_id) => return Ok(command),
-            Some(_) => "the record's key is not the stream's id: records of one stream must share a partition",
-        };
-        Err(invalid(reason.into(), Some(meta.command_id), Some(meta.stream_id)))
+        let read = std::panic::AssertUnwindSafe(|| {
+            C::parse_command(value, header.unwrap_or(fallback)).map(|mut command| {
+                command.meta.command_id = header.unwrap_or(command.meta.command_id);
+                let mut form = Vec::with_capacity(value.len());
+                C::write_command(&command, &mut form);
+                (command, fingerprint(&form))
+            })
+        });
+        let read = std::panic::catch_unwind(read).map_err(|_| invalid("the command could not be read".into()))?;
+        read.map_err(|reason| InvalidCommand { command_id: header.or(reason.command_id), ..reason })
     }
 }
 
-fn key_id(record: &Record) -> Option<Uuid> {
-    Uuid::try_parse_ascii(record.key.as_deref()?).ok()
+/// The command id that the header gives, if there is one. One that cannot be read is told: a command that took effect
+/// under another id than its sender meant would be done again.
+fn header_id(record: &Record) -> Result<Option<Uuid>, String> {
+    let mut values = record.headers().iter().filter(|(name, _)| name == headers::COMMAND_ID).map(|(_, value)| value);
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err("header command-id is there more than once".into());
+    }
+    let text = std::str::from_utf8(value).map_err(|_| "header command-id is not text".to_owned())?;
+    parse_id(text).map(Some).map_err(|fault| format!("header command-id {fault}"))
+}
+
+/// What is wrong with the key of a record whose value names `stream_id`.
+fn key_fault(key: Option<&[u8]>, stream_id: Uuid) -> Option<String> {
+    let mut text = Uuid::encode_buffer();
+    let wanted: &str = stream_id.hyphenated().encode_lower(&mut text);
+    match key {
+        None => Some("the record has no key: it must be the stream's id".into()),
+        Some(key) if key == wanted.as_bytes() => None,
+        Some(key) if Uuid::try_parse_ascii(key) == Ok(stream_id) => Some(format!(
+            "the record's key must be the stream's id as {wanted}, lower case with hyphens: to Kafka another spelling \
+             is another key, and goes to another partition"
+        )),
+        Some(_) => {
+            Some("the record's key is not the stream's id: records of one stream must share a partition".into())
+        }
+    }
+}
+
+/// The last header of that name, made fit to be kept with every event for ever: text, without NUL, and not too long.
+fn carried(record: &Record, name: &'static str) -> Option<String> {
+    let (_, value) = record.headers().iter().rev().find(|(key, _)| key == name)?;
+    let text = String::from_utf8_lossy(value);
+    let fit = clean(&text, headers::TEXT_HEADER_BYTES_MAX);
+    if fit.as_bytes() != value.as_slice() {
+        metrics::counter!("throughline_command_headers_amended_total", "header" => name).increment(1);
+    }
+    Some(fit)
 }
 
 /// A reason as it is stored and published, whoever wrote it.

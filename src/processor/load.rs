@@ -17,7 +17,7 @@ use crate::engine::{Aggregate, BoundedContext};
 use super::batch::Batch;
 use super::cache::{Cached, States};
 use super::intake::Ask;
-use super::outcome::Outcome;
+use super::outcome::{IdScope, Outcome};
 use super::restore;
 use super::retry::Failure;
 use super::session::Session;
@@ -72,19 +72,20 @@ pub(super) const LOAD_STREAMS: &str = "
         order by version) e on true
     where s.version is not null or e.version is not null";
 
-/// Outcomes that the batch's command ids already have. $1 topic, $2 partitions, $3 command ids.
+/// Outcomes that the batch's command ids already have in their streams. $1 topic, $2 partitions, $3 streams,
+/// $4 command ids.
 ///
-/// A lateral with a limit, so that each id is one probe: joined freely, a plan for a young table
+/// A lateral with a limit, so that each of them is one probe: joined freely, a plan for a young table
 /// goes through all outcomes and holds each against all ids. The bound on the time leaves out the
 /// partitions made ahead; the hour is for this transaction's own wait for its locks, since `now()`
 /// is when it began.
 pub(super) const LOAD_OUTCOMES: &str = "
-    select w.partition, w.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version, c.seq,
+    select w.partition, w.stream_id, w.command_id, c.payload_hash, c.accepted, c.code, c.reason, c.version, c.seq,
            c.correlation_id, c.decided_at
-    from unnest($2::int[], $3::uuid[]) as w (partition, command_id)
+    from unnest($2::int[], $3::uuid[], $4::uuid[]) as w (partition, stream_id, command_id)
     cross join lateral (
         select * from throughline.commands
-        where partition = w.partition and topic = $1 and command_id = w.command_id
+        where partition = w.partition and topic = $1 and command_id = w.command_id and stream_id = w.stream_id
           and decided_at < now() + interval '1 hour'
         order by decided_at limit 1) c";
 
@@ -96,8 +97,8 @@ pub(super) struct Loaded<A: Aggregate> {
     pub last_seq: HashMap<(i32, i16), i64>,
     /// Every stream of the batch, up to date.
     pub streams: HashMap<Uuid, Cached<A>>,
-    /// First outcomes by (partition, command id).
-    pub outcomes: HashMap<(i32, Uuid), Outcome>,
+    /// First outcomes, each where its id counts.
+    pub outcomes: HashMap<IdScope, Outcome>,
 }
 
 /// The distinct streams of a batch, as columns, and what the cache held of each.
@@ -118,8 +119,8 @@ pub(super) async fn load<C: BoundedContext>(
     batch: &mut Batch<Payload<C>>,
 ) -> Result<Loaded<C::Aggregate>, Failure> {
     let wanted = Wanted::<C::Aggregate>::of(batch, states);
-    let (id_partitions, ids) = command_ids(batch);
-    let mut partitions = id_partitions.clone();
+    let ids = Ids::of(batch);
+    let mut partitions = ids.partitions.clone();
     partitions.sort_unstable();
     partitions.dedup();
     let topic = scope.events.id;
@@ -132,7 +133,7 @@ pub(super) async fn load<C: BoundedContext>(
         lock_counters(session, &partitions, &topics),
         move_offsets(session, scope, batch),
         load_streams(session, topic, &wanted, shape),
-        load_outcomes(session, topic, &id_partitions, &ids),
+        load_outcomes(session, topic, &ids),
     );
     begun.map_err(Failure::at("begin"))?;
     let counters = counters.map_err(Failure::at("lock the counters"))?;
@@ -176,23 +177,35 @@ impl<A: Aggregate> Wanted<A> {
     }
 }
 
-fn command_ids<P>(batch: &Batch<P>) -> (Vec<i32>, Vec<Uuid>) {
-    let mut seen = HashSet::with_capacity(batch.commands.len());
-    let ids = batch.live().map(|(_, command)| (command.destination, command.command_id));
-    ids.filter(|id| seen.insert(*id)).unzip()
+/// The distinct command ids of a batch, each where it counts, as columns.
+struct Ids {
+    partitions: Vec<i32>,
+    streams: Vec<Uuid>,
+    commands: Vec<Uuid>,
+}
+
+impl Ids {
+    fn of<P>(batch: &Batch<P>) -> Self {
+        let count = batch.commands.len();
+        let column = || Vec::with_capacity(count);
+        let mut ids = Self { partitions: Vec::with_capacity(count), streams: column(), commands: column() };
+        let mut seen = HashSet::with_capacity(count);
+        for scope in batch.live().map(|(_, command)| command.scope()).filter(|scope| seen.insert(*scope)) {
+            ids.partitions.push(scope.partition);
+            ids.streams.push(scope.stream_id);
+            ids.commands.push(scope.command_id);
+        }
+        ids
+    }
 }
 
 async fn lock_counters(session: &Session, partitions: &Vec<i32>, topics: &Vec<i16>) -> Result<Vec<Row>, Error> {
     session.client.query(&session.lock_counters, &[partitions, topics]).await
 }
 
-async fn load_outcomes(
-    session: &Session,
-    topic: i16,
-    partitions: &Vec<i32>,
-    ids: &Vec<Uuid>,
-) -> Result<Vec<Row>, Error> {
-    session.client.query(&session.load_outcomes, &[&topic, partitions, ids]).await
+async fn load_outcomes(session: &Session, topic: i16, ids: &Ids) -> Result<Vec<Row>, Error> {
+    let Ids { partitions, streams, commands } = ids;
+    session.client.query(&session.load_outcomes, &[&topic, partitions, streams, commands]).await
 }
 
 async fn move_offsets<C: BoundedContext, P>(
@@ -230,24 +243,24 @@ fn mark_lost<P>(batch: &mut Batch<P>, moved: &[Row], groups: &[String]) {
     }
 }
 
-fn outcome(row: &Row) -> ((i32, Uuid), Outcome) {
-    let (partition, command_id): (i32, Uuid) = (row.get(0), row.get(1));
+fn outcome(row: &Row) -> (IdScope, Outcome) {
+    let scope = IdScope { partition: row.get(0), stream_id: row.get(1), command_id: row.get(2) };
     let mut payload_hash = [0; 16];
     let stored: &[u8] = row.get(3);
     let length = stored.len().min(payload_hash.len());
     payload_hash[..length].copy_from_slice(&stored[..length]);
     let outcome = Outcome {
-        command_id,
-        stream_id: row.get(2),
+        command_id: scope.command_id,
+        stream_id: scope.stream_id,
         payload_hash,
         accepted: row.get(4),
         code: row.get::<_, Option<String>>(5).map(Into::into),
         reason: row.get(6),
         version: row.get(7),
-        partition,
+        partition: scope.partition,
         seq: row.get(8),
         correlation_id: row.get(9),
         decided_at: row.get(10),
     };
-    ((partition, command_id), outcome)
+    (scope, outcome)
 }

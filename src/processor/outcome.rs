@@ -8,13 +8,25 @@ use jiff::Timestamp;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use uuid::Uuid;
 
-/// The outcome of one command id.
+use crate::engine::Fingerprint;
+
+/// Where a command id counts: in one stream, of the context that the processor runs for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct IdScope {
+    /// Destination: the stream's, or the source's where the record tells no stream.
+    pub partition: i32,
+    /// Nil where the record does not tell it.
+    pub stream_id: Uuid,
+    pub command_id: Uuid,
+}
+
+/// The outcome of one command id in one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub command_id: Uuid,
     /// Nil where the record does not tell it.
     pub stream_id: Uuid,
-    pub payload_hash: [u8; 16],
+    pub payload_hash: Fingerprint,
     pub accepted: bool,
     pub code: Option<Cow<'static, str>>,
     pub reason: Option<String>,

@@ -3,6 +3,7 @@
 //! The store is authoritative for what happened; bytes come as they were written. Decoding belongs
 //! to the caller. Reading `seq > n` skips nothing: commit order is `seq` order.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::pin::pin;
 
@@ -30,6 +31,7 @@ pub struct StoredEvent {
     pub schema_version: i16,
     pub command_id: Uuid,
     pub correlation_id: String,
+    /// None in events of releases that kept only what the sender named; [`Self::cause`] tells it of all.
     pub causation_id: Option<String>,
     /// Who sent the command, where that was authenticated.
     pub principal: Option<String>,
@@ -40,6 +42,16 @@ pub struct StoredEvent {
     pub recorded_at: Timestamp,
     /// Framed bytes, as published.
     pub payload: Vec<u8>,
+}
+
+impl StoredEvent {
+    /// What caused it: as the command's sender said, else the command.
+    pub fn cause(&self) -> Cow<'_, str> {
+        match &self.causation_id {
+            Some(named) => Cow::Borrowed(named),
+            None => Cow::Owned(self.command_id.to_string()),
+        }
+    }
 }
 
 const COLUMNS: &str = "e.partition, e.seq, e.stream_id, e.version, e.event_id, e.type, e.schema_version, e.command_id, \

@@ -51,7 +51,8 @@ pub struct HistoryEvent {
     pub recorded_at: Timestamp,
     pub command_id: Uuid,
     pub correlation_id: String,
-    pub causation_id: Option<String>,
+    /// What caused it: as the command's sender said, else the command's id.
+    pub causation_id: String,
     /// The event in its newest shape.
     #[schema(value_type = Object)]
     pub payload: Value,
@@ -132,7 +133,8 @@ pub(super) async fn events(
     let statement = read
         .client
         .prepare_cached(
-            "select version, type, event_id, recorded_at, command_id, correlation_id, causation_id, payload
+            "select version, type, event_id, recorded_at, command_id, correlation_id,
+                    coalesce(causation_id, command_id::text), payload
              from read.order_history
              where order_id = $1 and version > $2 and ($3::bigint is null or version <= $3)
                and ($4::timestamptz is null or recorded_at <= $4)
