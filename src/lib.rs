@@ -28,8 +28,8 @@
 //! | [`health`] | which loops live and are ready; the loops tell | nothing of ours |
 //!
 //! # Invariants
-//! 1. One outcome per command id; a command delivered twice acts once: its id, its events and the
-//!    offset it came from move in one PostgreSQL transaction.
+//! 1. One outcome per command id and stream of a context; a command delivered twice acts once: its id, its
+//!    events and the offset it came from move in one PostgreSQL transaction. No two events share an id.
 //! 2. Per destination partition, `seq` is dense and commit order is `seq` order; what is committed is
 //!    published in that order, without a hole.
 //! 3. A read table equals the fold of its events; its rows and its checkpoint move in one transaction.

@@ -76,7 +76,7 @@ impl Appender {
         }
         let orders: Vec<Uuid> = rows.iter().map(|row| row.order).collect();
         let commands: Vec<Uuid> = rows.iter().map(|row| row.command).collect();
-        let events: Vec<Uuid> = rows.iter().map(|row| event_id(row.command, 0)).collect();
+        let events: Vec<Uuid> = rows.iter().map(|row| event_id("orders", row.order, 1, row.command)).collect();
         let payloads: Vec<&[u8]> = rows.iter().map(|row| row.event).collect();
         // Of its own partitions alone: another connection may hold the others' counters.
         let mut moved = partitions.clone();
@@ -164,7 +164,7 @@ impl Appender {
         self.last_seq[partition as usize] += 1;
         let seq = self.last_seq[partition as usize];
         let (partitions, seqs, orders, commands) = ([partition], [seq], [row.order], [row.command]);
-        let (events, payloads) = ([event_id(row.command, 0)], [row.event]);
+        let (events, payloads) = ([event_id("orders", row.order, 1, row.command)], [row.event]);
         let (partitions, seqs, orders, commands) =
             (partitions.as_slice(), seqs.as_slice(), orders.as_slice(), commands.as_slice());
         let (events, payloads) = (events.as_slice(), payloads.as_slice());

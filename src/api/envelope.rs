@@ -36,8 +36,8 @@ pub struct CommandQuery {
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct CommandHeaders {
-    /// Fixes the command's id, and on placing the id of what is placed: a retry with the same key
-    /// and payload has one effect and one answer.
+    /// Fixes the command's id, and on placing the id of what is placed: a retry with the same key and the same command,
+    /// however it is written, has one effect and one answer. A key counts for its caller and in one stream.
     #[param(
         rename = "Idempotency-Key",
         required = false,

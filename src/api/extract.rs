@@ -1,14 +1,19 @@
 //! What handlers take out of a request, with every mistake answered as a problem.
 
+use std::borrow::Cow;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
+use uuid::Uuid;
 
 use super::problem::{INVALID_REQUEST, PAYLOAD_TOO_LARGE, Problem, UNSUPPORTED_MEDIA_TYPE};
+use crate::engine::ids::parse_id;
 
 /// Path parameters.
 pub struct PathOf<T>(pub T);
@@ -21,6 +26,17 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathOf<
             .await
             .map_err(|rejection| Problem::new(INVALID_REQUEST, format!("path: {}", rejection.body_text())))?;
         Ok(Self(value))
+    }
+}
+
+/// An id of a command or a stream in a path or a query, read as at every door.
+#[derive(Debug, Clone, Copy)]
+pub struct Id(pub Uuid);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        parse_id(&text).map(Self).map_err(D::Error::custom)
     }
 }
 

@@ -29,7 +29,7 @@ pub use admission::{Admission, Depths};
 pub use auth::{AuthError, Authenticator, Caller, Scope};
 pub use consistency::encode as consistency_token;
 pub use envelope::{CommandHeaders, CommandQuery, Envelope};
-pub use extract::{JsonBody, PathOf, QueryOf};
+pub use extract::{Id, JsonBody, PathOf, QueryOf};
 pub use lane::Lane;
 pub use problem::{Kind, Problem, ProblemBody};
 pub use read::{AS_OF, AS_OF_POSITIONS, AsOf, CONSISTENCY, CONSISTENCY_TOKEN, Read, ReadHeaders};

@@ -1,5 +1,6 @@
 //! Everybody who waits for a command's outcome, served by one poller and one query a look.
 //!
+//! A waiter waits for a command id in its stream: what became of the same id in another is no answer to it.
 //! PostgreSQL decides; a waiter learns the outcome at the next look after its commit. Looks are 2 to
 //! 20 ms apart while somebody waits, and there are none while nobody does.
 
@@ -22,12 +23,19 @@ pub(super) const IDLE_TURN: Duration = Duration::from_secs(1);
 
 /// The waiters of one server.
 pub struct Outcomes {
-    waiting: Mutex<HashMap<Uuid, Waiters>>,
+    waiting: Mutex<HashMap<Awaited, Waiters>>,
     arrived: Notify,
     waiters_max: usize,
     partitions: i32,
     poll_min: Duration,
     poll_max: Duration,
+}
+
+/// A command id, and the stream that it counts in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Awaited {
+    stream_id: Uuid,
+    command_id: Uuid,
 }
 
 struct Waiters {
@@ -38,7 +46,7 @@ struct Waiters {
 /// One waiter; leaves when dropped.
 pub struct Waiter {
     outcomes: Arc<Outcomes>,
-    command_id: Uuid,
+    awaited: Awaited,
     answer: oneshot::Receiver<Outcome>,
 }
 
@@ -55,20 +63,21 @@ impl Outcomes {
         })
     }
 
-    /// Waits for the outcome of a command; none where as many wait as may.
+    /// Waits for the outcome of a command in its stream; none where as many wait as may.
     pub fn register(self: &Arc<Self>, command_id: Uuid, stream_id: Uuid) -> Option<Waiter> {
         let (sender, answer) = oneshot::channel();
+        let awaited = Awaited { stream_id, command_id };
         {
             let mut waiting = self.lock();
-            if waiting.len() >= self.waiters_max && !waiting.contains_key(&command_id) {
+            if waiting.len() >= self.waiters_max && !waiting.contains_key(&awaited) {
                 return None;
             }
             let partition = destination_partition(stream_id, self.partitions);
-            let waiters = waiting.entry(command_id).or_insert(Waiters { partition, answers: Vec::new() });
+            let waiters = waiting.entry(awaited).or_insert(Waiters { partition, answers: Vec::new() });
             waiters.answers.push(sender);
         }
         self.arrived.notify_one();
-        Some(Waiter { outcomes: self.clone(), command_id, answer })
+        Some(Waiter { outcomes: self.clone(), awaited, answer })
     }
 
     /// Serves the waiters until cancelled. `events_topic` is the destination whose outcomes count.
@@ -85,9 +94,9 @@ impl Outcomes {
         heartbeat.ready();
         loop {
             heartbeat.beat();
-            let (ids, partitions) = self.asked();
-            metrics::gauge!("throughline_http_sync_waiters").set(ids.len() as f64);
-            if ids.is_empty() {
+            let asked = self.asked();
+            metrics::gauge!("throughline_http_sync_waiters").set(asked.partitions.len() as f64);
+            if asked.partitions.is_empty() {
                 pause = self.poll_min;
                 tokio::select! {
                     () = shutdown.cancelled() => return,
@@ -96,7 +105,7 @@ impl Outcomes {
                     () = tokio::time::sleep(IDLE_TURN) => continue,
                 }
             }
-            match decided(&database, &events_topic, &partitions, &ids).await {
+            match decided(&database, &events_topic, &asked).await {
                 Ok(found) => {
                     failing = false;
                     pause = if found.is_empty() { self.poll_max.min(pause * 3 / 2) } else { self.poll_min };
@@ -122,15 +131,20 @@ impl Outcomes {
         }
     }
 
-    fn asked(&self) -> (Vec<Uuid>, Vec<i32>) {
+    fn asked(&self) -> Asked {
         let waiting = self.lock();
-        (waiting.keys().copied().collect(), waiting.values().map(|waiters| waiters.partition).collect())
+        Asked {
+            partitions: waiting.values().map(|waiters| waiters.partition).collect(),
+            streams: waiting.keys().map(|awaited| awaited.stream_id).collect(),
+            commands: waiting.keys().map(|awaited| awaited.command_id).collect(),
+        }
     }
 
     fn answer(&self, found: Vec<Outcome>) {
         let mut waiting = self.lock();
         for outcome in found {
-            let Some(waiters) = waiting.remove(&outcome.command_id) else { continue };
+            let awaited = Awaited { stream_id: outcome.stream_id, command_id: outcome.command_id };
+            let Some(waiters) = waiting.remove(&awaited) else { continue };
             for answer in waiters.answers {
                 // A waiter that left meanwhile needs no answer.
                 drop(answer.send(outcome.clone()));
@@ -138,7 +152,7 @@ impl Outcomes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Waiters>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Awaited, Waiters>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -154,42 +168,48 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         self.answer.close();
         let mut waiting = self.outcomes.lock();
-        if let Some(waiters) = waiting.get_mut(&self.command_id) {
+        if let Some(waiters) = waiting.get_mut(&self.awaited) {
             waiters.answers.retain(|answer| !answer.is_closed());
             if waiters.answers.is_empty() {
-                waiting.remove(&self.command_id);
+                waiting.remove(&self.awaited);
             }
         }
     }
 }
 
+/// What is waited for, as columns.
+struct Asked {
+    partitions: Vec<i32>,
+    streams: Vec<Uuid>,
+    commands: Vec<Uuid>,
+}
+
 /// Outcomes decided lately. Who waits has handed the command over just now, and older outcomes were
 /// looked up before; the bound keeps the look within the newest time partitions, and the lateral
 /// within the key: a join would be planned for an empty table, and walk it once it is full.
-async fn decided(
-    database: &Database,
-    events_topic: &str,
-    partitions: &[i32],
-    ids: &[Uuid],
-) -> Result<Vec<Outcome>, StoreError> {
+async fn decided(database: &Database, events_topic: &str, asked: &Asked) -> Result<Vec<Outcome>, StoreError> {
+    let Asked { partitions, streams, commands: ids } = asked;
     let client = database.client().await?;
     let statement = client
         .prepare_cached(
             "select c.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version,
                     c.partition, c.seq, c.correlation_id, c.decided_at
              from throughline.topics t
-             cross join unnest($2::int[], $3::uuid[]) asked (partition, command_id)
+             cross join unnest($2::int[], $3::uuid[], $4::uuid[]) asked (partition, stream_id, command_id)
              cross join lateral (
                  select * from throughline.commands c
                  where c.partition = asked.partition and c.topic = t.id and c.command_id = asked.command_id
+                   and c.stream_id = asked.stream_id
                    and c.decided_at > now() - interval '1 hour'
                  order by c.decided_at limit 1) c
              where t.name = $1",
         )
         .await
         .map_err(StoreError::at("prepare outcomes"))?;
-    let rows =
-        client.query(&statement, &[&events_topic, &partitions, &ids]).await.map_err(StoreError::at("read outcomes"))?;
+    let rows = client
+        .query(&statement, &[&events_topic, partitions, streams, ids])
+        .await
+        .map_err(StoreError::at("read outcomes"))?;
     Ok(rows.iter().map(commands::outcome).collect())
 }
 
@@ -197,10 +217,10 @@ async fn decided(
 mod tests {
     use super::*;
 
-    fn outcome(command_id: Uuid) -> Outcome {
+    fn outcome(command_id: Uuid, stream_id: Uuid) -> Outcome {
         Outcome {
             command_id,
-            stream_id: Uuid::nil(),
+            stream_id,
             payload_hash: Vec::new(),
             accepted: true,
             code: None,
@@ -218,11 +238,23 @@ mod tests {
         let outcomes = Outcomes::new(&Settings::default());
         let id = Uuid::from_u128(1);
         let waiters = [(); 2].map(|()| outcomes.register(id, id).unwrap());
-        outcomes.answer(vec![outcome(id), outcome(Uuid::from_u128(2))]);
+        outcomes.answer(vec![outcome(id, id), outcome(Uuid::from_u128(2), id)]);
         for waiter in waiters {
             assert_eq!(waiter.wait(Duration::from_secs(1)).await.unwrap().command_id, id);
         }
         assert!(outcomes.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_outcome_in_another_stream_is_no_answer() {
+        let outcomes = Outcomes::new(&Settings::default());
+        let [id, mine, other] = [1, 2, 3].map(Uuid::from_u128);
+        let (waits, answered) = (outcomes.register(id, mine).unwrap(), outcomes.register(id, other).unwrap());
+        outcomes.answer(vec![outcome(id, other)]);
+        assert_eq!(answered.wait(Duration::from_secs(1)).await.unwrap().stream_id, other);
+        assert_eq!(outcomes.lock().len(), 1);
+        outcomes.answer(vec![outcome(id, mine)]);
+        assert_eq!(waits.wait(Duration::from_secs(1)).await.unwrap().stream_id, mine);
     }
 
     #[tokio::test]

@@ -44,7 +44,8 @@ kinds! {
     INVALID_COMMAND, UNPROCESSABLE_ENTITY, "The command is invalid", "Correct the field that the detail names; nothing was recorded.";
     INVALID_CONSISTENCY_TOKEN, BAD_REQUEST, "The consistency token is not one of ours", "Send the header exactly as a write answered it.";
     COMMAND_FAILED, UNPROCESSABLE_ENTITY, "The command could not be carried out", "It is kept whole as a dead letter, and a repetition gets the same answer: tell the operator the command id.";
-    COMMAND_ID_REUSED, UNPROCESSABLE_ENTITY, "The command id or idempotency key was used with another payload", "Use a new key for a new command; repeat a command with its payload unchanged.";
+    COMMAND_ID_AMBIGUOUS, CONFLICT, "The command id was used for several streams", "An id counts in one stream: follow one of `choices`, or name the stream as they do.";
+    COMMAND_ID_REUSED, UNPROCESSABLE_ENTITY, "The command id or idempotency key was used with another payload", "Use a new key for a new command to the same stream; repeat a command with its meaning unchanged, however it is written.";
     VERSION_MISMATCH, PRECONDITION_FAILED, "The stream stands at another version", "Read it again and decide anew with the version that its ETag tells.";
     UNAUTHENTICATED, UNAUTHORIZED, "Who calls is not known", "Send an API key or a bearer token that this server accepts.";
     FORBIDDEN, FORBIDDEN, "The caller lacks the scope", "Ask for a key with the scope that the detail names.";
@@ -71,6 +72,7 @@ pub struct Problem {
     detail: String,
     code: Option<String>,
     command_id: Option<Uuid>,
+    choices: Vec<String>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -98,12 +100,16 @@ pub struct ProblemBody {
     /// The command that was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command_id: Option<Uuid>,
+    /// References to what may be meant, 100 at most, where the request means several things.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub choices: Vec<String>,
 }
 
 impl Problem {
     /// A problem of `kind`; `detail` is for people and names what is wrong here.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), code: None, command_id: None, headers: Vec::new() }
+        Self { kind, detail: detail.into(), code: None, command_id: None, choices: Vec::new(), headers: Vec::new() }
     }
 
     /// A domain's refusal under its own stable code, as 409.
@@ -121,6 +127,13 @@ impl Problem {
     #[must_use]
     pub fn with_command(mut self, command_id: Uuid) -> Self {
         self.command_id = Some(command_id);
+        self
+    }
+
+    /// Lists what may be meant.
+    #[must_use]
+    pub fn with_choices(mut self, choices: Vec<String>) -> Self {
+        self.choices = choices;
         self
     }
 
@@ -180,6 +193,7 @@ impl IntoResponse for Problem {
             detail: self.detail,
             correlation_id: correlation::current(),
             command_id: self.command_id,
+            choices: self.choices,
         };
         let body = serde_json::to_vec(&body).expect("a problem of strings and numbers always serializes");
         let mut response = (self.kind.status, body).into_response();

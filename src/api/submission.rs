@@ -3,18 +3,20 @@
 //! There is one path: a call that waits for the outcome takes the same way as one that does not,
 //! and then waits. PostgreSQL's outcome row is the answer; nothing here guesses it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::envelope::Envelope;
 use super::handover::CommandRecord;
-use super::problem::{COMMAND_FAILED, COMMAND_ID_REUSED, Problem, RATE_LIMITED, VERSION_MISMATCH};
+use super::problem::{
+    COMMAND_FAILED, COMMAND_ID_AMBIGUOUS, COMMAND_ID_REUSED, Problem, RATE_LIMITED, VERSION_MISMATCH,
+};
 use super::{Api, correlation};
 use crate::engine::ids::correlation_id_of_command;
-use crate::store::StoreError;
+use crate::engine::{Fingerprint, destination_partition, fingerprint};
 use crate::store::commands::{self, Outcome};
 
 /// A command whose shape was checked.
@@ -22,14 +24,18 @@ use crate::store::commands::{self, Outcome};
 pub struct Submission<'a> {
     pub command_id: Uuid,
     pub stream_id: Uuid,
-    /// The value of the record. The same command gives the same bytes: they are what is compared
-    /// when an id comes again.
+    /// The value of the record, as its context writes commands.
     pub value: &'a [u8],
+    /// Of what the command means: this is compared when its id comes again.
+    pub fingerprint: Fingerprint,
     /// Whether the caller chose the command id, by key or in the body: then it may have been decided.
     pub repeatable: bool,
     /// How long to wait for the outcome; none = not at all.
     pub wait: Option<Duration>,
 }
+
+/// Streams that are listed where a command id means several.
+const CHOICES_MAX: usize = 100;
 
 /// What became of a submission.
 #[derive(Debug)]
@@ -39,9 +45,6 @@ pub enum Submitted {
     /// It was decided, and not refused.
     Decided(Box<Outcome>),
 }
-
-/// Bytes of the payload's SHA-256 that outcomes keep.
-const HASH_BYTES: usize = 16;
 
 impl Api {
     /// Hands a command over and, where asked, waits for its outcome. A refusal is a problem.
@@ -55,7 +58,7 @@ impl Api {
             // Before the look, so that also its problems carry the id.
             correlation::adopt(&correlation_id_of_command(command_id).to_string());
             if let Some(outcome) = self.decided_before(&submission).await? {
-                check_payload(&outcome, value)?;
+                check_payload(&outcome, &submission)?;
                 correlation::adopt(&outcome.correlation_id);
                 return match submission.wait {
                     // The first try was answered 202, and so is its repetition.
@@ -82,7 +85,7 @@ impl Api {
         let Some(outcome) = waiter.wait(wait.saturating_sub(handed_at.elapsed())).await else {
             return Ok(Submitted::Accepted { correlation_id });
         };
-        check_payload(&outcome, value)?;
+        check_payload(&outcome, &submission)?;
         metrics::histogram!("throughline_http_sync_seconds").record(handed_at.elapsed());
         conclude(outcome, envelope)
     }
@@ -90,23 +93,43 @@ impl Api {
     /// The outcome of an earlier try. Accepting needs no database: where it is away, the command is
     /// handed over again, and the processor sees that it is the same.
     async fn decided_before(&self, submission: &Submission<'_>) -> Result<Option<Outcome>, Problem> {
-        let decided = self.decided(submission.command_id, Some(submission.stream_id)).await;
+        let decided = self.decided(submission.command_id, submission.stream_id).await;
         if submission.wait.is_some() { decided } else { Ok(decided.unwrap_or_default()) }
     }
 
-    /// The outcome of a command, if it was decided; that of `stream_id` where one is given.
-    pub async fn decided(&self, command_id: Uuid, stream_id: Option<Uuid>) -> Result<Option<Outcome>, Problem> {
+    /// The outcome of a command in its stream, if it was decided.
+    pub async fn decided(&self, command_id: Uuid, stream_id: Uuid) -> Result<Option<Outcome>, Problem> {
         let client = self.database.client().await?;
-        let outcomes =
-            commands::outcomes(&client, &[command_id]).await.map_err(|error: StoreError| Problem::from(error))?;
-        // An id is unique within a stream only. Without one named, the earliest decision answers.
-        let of_stream = |outcome: &Outcome| stream_id.is_none_or(|stream_id| outcome.stream_id == stream_id);
-        Ok(outcomes.into_iter().filter(of_stream).min_by_key(|outcome| outcome.decided_at))
+        let partition = destination_partition(stream_id, self.settings.topics.event_partitions);
+        Ok(commands::of_stream(&client, &self.names.events(), partition, stream_id, command_id).await?)
+    }
+
+    /// What became of a command id in whatever stream, if that is one answer. A record that told no stream answers
+    /// only where no stream does.
+    ///
+    /// # Errors
+    /// The id was used for several streams: the problem's choices are `{choice}` with the stream's id behind it.
+    pub async fn decided_somewhere(&self, command_id: Uuid, choice: &str) -> Result<Option<Outcome>, Problem> {
+        let client = self.database.client().await?;
+        let mut outcomes = commands::outcomes(&client, &self.names.events(), &[command_id]).await?;
+        let streams: BTreeSet<Uuid> = outcomes.iter().filter_map(Outcome::stream).collect();
+        if streams.len() <= 1 {
+            outcomes.sort_by_key(|outcome| outcome.stream().is_none());
+            return Ok(outcomes.into_iter().next());
+        }
+        let links = streams.iter().take(CHOICES_MAX).map(|stream_id| format!("{choice}{stream_id}")).collect();
+        let many = match streams.len() {
+            listed @ ..=CHOICES_MAX => listed.to_string(),
+            _ => format!("more than {CHOICES_MAX}"),
+        };
+        let detail = format!("command id {command_id} was used for {many} streams: name the one that is meant");
+        Err(Problem::new(COMMAND_ID_AMBIGUOUS, detail).with_command(command_id).with_choices(links))
     }
 }
 
-fn check_payload(outcome: &Outcome, value: &[u8]) -> Result<(), Problem> {
-    if outcome.payload_hash.as_slice() == &Sha256::digest(value)[..HASH_BYTES] {
+fn check_payload(outcome: &Outcome, submission: &Submission<'_>) -> Result<(), Problem> {
+    // Outcomes of earlier releases keep the fingerprint of the bytes that this server sent.
+    if outcome.payload_hash == submission.fingerprint || outcome.payload_hash == fingerprint(submission.value) {
         return Ok(());
     }
     let detail = format!("command {} was decided with another payload", outcome.command_id);

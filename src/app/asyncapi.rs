@@ -45,7 +45,12 @@ fn channels(settings: &Settings, names: &TopicNames) -> anyhow::Result<(Value, V
     let specs = install::topic_specs(settings);
     let mut channels = Map::new();
     let [priority, normal, bulk] = names.lanes();
-    let lane = |which: &str| format!("Commands, JSON. {which} A key that is not the order's id is refused.");
+    let lane = |which: &str| {
+        format!(
+            "Commands, JSON. {which} A key that is not the order's id, as lower-case text with hyphens, is refused: the \
+             partition follows from that text, by Java's default partitioner (murmur2)."
+        )
+    };
     for (id, topic, description, messages) in [
         ("commands", normal, lane("The lane of commands that name none."), &commands),
         ("commandsPriority", priority, lane("Taken before the others, in proportion to its weight."), &commands),
@@ -131,10 +136,11 @@ fn commands() -> Map<String, Value> {
     let headers = json!({
         "type": "object",
         "properties": {
-            headers::COMMAND_ID: uuid("Idempotency key, for commands whose value has none"),
-            headers::CORRELATION_ID: text("Follows the request through every topic and log line; made when absent"),
-            headers::CAUSATION_ID: text("What caused the command"),
-            headers::TRACEPARENT: text("W3C trace context"),
+            headers::COMMAND_ID: uuid("Idempotency key within its order, for commands whose value has none; wins where it \
+                has. One that cannot be read, or is there twice, is refused"),
+            headers::CORRELATION_ID: text("Follows the request through every topic and log line; the command's id when absent"),
+            headers::CAUSATION_ID: text("What caused the command; the command's id when absent"),
+            headers::TRACEPARENT: text("W3C trace context; what is none is as good as absent"),
             headers::REPLY_TO: text("Kept with the result"),
             headers::PRINCIPAL: text("Who sent it; set by our HTTP server"),
         },
@@ -154,7 +160,7 @@ fn commands() -> Map<String, Value> {
 fn published(own: &[(&str, Value)]) -> Value {
     let mut properties = json!({
         headers::CE_SPECVERSION: {"type": "string", "const": "1.0", "description": "CloudEvents, binary mode"},
-        headers::CE_ID: uuid("The same in every copy of the record"),
+        headers::CE_ID: uuid("Distinct for every event, whatever command ids were used; the same in every copy of the record"),
         headers::CE_TYPE: text("With name space"),
         headers::CE_SOURCE: text("The context"),
         headers::CE_TIME: {"type": "string", "format": "date-time", "description": "When it was recorded, UTC"},
@@ -162,7 +168,8 @@ fn published(own: &[(&str, Value)]) -> Value {
         headers::SEQ: number("1, 2, 3 … without a hole in each partition"),
         headers::COMMAND_ID: uuid("The command that caused it"),
         headers::CORRELATION_ID: text("As the command carried it"),
-        headers::CAUSATION_ID: text("As the command carried it"),
+        headers::CAUSATION_ID: text("What caused it: as the command carried it, else the command's id. Absent for the \
+            latter in records of earlier releases"),
         headers::TRACEPARENT: text("W3C trace context, as the command carried it"),
         headers::REPLY_TO: text("As the command carried it"),
     });

@@ -12,9 +12,11 @@ use uuid::Uuid;
 
 use super::{FOUND_FALSE, Output};
 use crate::app::install;
+use crate::engine::destination_partition;
+use crate::engine::ids::parse_id;
 use crate::kafka::client;
 use crate::settings::Settings;
-use crate::store::{DatabaseRole, commands, connect};
+use crate::store::{DatabaseRole, commands, connect, destinations};
 
 /// Arguments of `command`.
 #[derive(Debug, Args)]
@@ -35,8 +37,14 @@ enum CommandVerb {
         lane: String,
     },
     /// What became of a command; exit code 3 when it is not decided (yet)
+    ///
+    /// An id counts in one stream: used for several, it has an outcome in each.
     Status {
+        #[arg(value_name = "COMMAND_ID", value_parser = parse_id)]
         id: Uuid,
+        /// The outcome in this stream only, such as an order's id
+        #[arg(long, value_name = "STREAM_ID", value_parser = parse_id)]
+        stream: Option<Uuid>,
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
@@ -46,7 +54,7 @@ enum CommandVerb {
 pub async fn run(args: CommandArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     match args.verb {
         CommandVerb::Send { file, lane } => send(&file, &lane, settings).await,
-        CommandVerb::Status { id, output } => status(id, output, settings).await,
+        CommandVerb::Status { id, stream, output } => status(id, stream, output, settings).await,
     }
 }
 
@@ -66,18 +74,13 @@ async fn send(file: &str, lane: &str, settings: &Settings) -> anyhow::Result<Exi
     };
     let producer: FutureProducer = client::producer(&settings.kafka, 5).create()?;
     let wait = Duration::from_millis(u64::from(settings.kafka.request_timeout_ms));
+    // All of them first: a line that is none leaves nothing half sent behind.
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let commands: Vec<Addressed> = lines
+        .map(|(number, line)| addressed(line).with_context(|| format!("line {}; nothing was sent", number + 1)))
+        .collect::<anyhow::Result<_>>()?;
     let mut sent = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let mut command: Value =
-            serde_json::from_str(line).with_context(|| format!("line {} is not JSON", number + 1))?;
-        let Some(order) = command["orderId"].as_str().map(str::to_owned) else {
-            bail!("line {} has no orderId; nothing after it was sent", number + 1);
-        };
-        if command["commandId"].is_null() {
-            command["commandId"] = json!(Uuid::now_v7());
-        }
-        let id = command["commandId"].as_str().unwrap_or_default().to_owned();
-        let value = command.to_string();
+    for Addressed { order, id, value } in commands {
         let record = FutureRecord::to(topic).key(&order).payload(&value);
         sent.push((id, producer.send_result(record).map_err(|(error, _)| error).context("cannot send")?));
     }
@@ -92,14 +95,44 @@ async fn send(file: &str, lane: &str, settings: &Settings) -> anyhow::Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-async fn status(id: Uuid, output: Output, settings: &Settings) -> anyhow::Result<ExitCode> {
+/// A command as it is sent.
+struct Addressed {
+    /// The key: the order's id as the store writes it, however the line does, since the partition follows from its text.
+    order: String,
+    id: String,
+    value: String,
+}
+
+fn addressed(line: &str) -> anyhow::Result<Addressed> {
+    let mut command: Value = serde_json::from_str(line).context("it is not JSON")?;
+    if !command.is_object() {
+        bail!("it is no JSON object");
+    }
+    if command["commandId"].is_null() {
+        command["commandId"] = json!(Uuid::now_v7());
+    }
+    let id = |name: &str| {
+        let text = command[name].as_str().with_context(|| format!("it has no {name} that is a text"))?;
+        Ok::<_, anyhow::Error>(parse_id(text).with_context(|| format!("{name} is {text:?}"))?.to_string())
+    };
+    Ok(Addressed { order: id("orderId")?, id: id("commandId")?, value: command.to_string() })
+}
+
+async fn status(id: Uuid, stream: Option<Uuid>, output: Output, settings: &Settings) -> anyhow::Result<ExitCode> {
     let client = connect::connect(&settings.database, &DatabaseRole::Reader).await?;
-    let outcomes = commands::outcomes(&client, &[id]).await?;
-    let Some(outcome) = outcomes.first() else {
+    let events = install::orders_topics(settings).events();
+    let outcomes = match stream {
+        Some(stream) => {
+            let partition = destination_partition(stream, destinations::find(&client, &events).await?.partitions);
+            commands::of_stream(&client, &events, partition, stream, id).await?.into_iter().collect()
+        }
+        None => commands::outcomes(&client, &events, &[id]).await?,
+    };
+    if outcomes.is_empty() {
         output.print(&["commandId", "status"], &[json!({"commandId": id, "status": "pending"})]);
         return Ok(ExitCode::from(FOUND_FALSE));
-    };
-    let row = outcome.to_json();
-    output.print(&["commandId", "orderId", "status", "code", "reason", "version", "decidedAt"], &[row]);
+    }
+    let rows: Vec<Value> = outcomes.iter().map(commands::Outcome::to_json).collect();
+    output.print(&["commandId", "orderId", "status", "code", "reason", "version", "decidedAt"], &rows);
     Ok(ExitCode::SUCCESS)
 }

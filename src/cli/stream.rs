@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{Output, event_json, json_diff};
 use crate::app::install;
+use crate::engine::ids::parse_id;
 use crate::engine::{Aggregate, BoundedContext, EventCodec, destination_partition};
 use crate::orders::OrdersContext;
 use crate::settings::Settings;
@@ -37,7 +38,7 @@ fn time(text: &str) -> Result<Timestamp, String> {
 #[derive(Debug, Args)]
 struct ShowArgs {
     /// The stream: an order id
-    #[arg(value_name = "STREAM_ID")]
+    #[arg(value_name = "STREAM_ID", value_parser = parse_id)]
     id: Uuid,
     /// The state as of this version
     #[arg(long, value_name = "N", conflicts_with = "at_time")]

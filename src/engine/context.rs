@@ -25,10 +25,10 @@ pub trait BoundedContext: Send + Sync + 'static {
         fallback_id: Uuid,
     ) -> Result<Command<<Self::Aggregate as Aggregate>::Command>, InvalidCommand>;
 
-    /// Writes a command as [`parse_command`](Self::parse_command) reads it, always in the same way: commands that mean
-    /// the same to the aggregate are the same bytes, however they came. By these a command whose id comes again is told
-    /// from another one, so the form is kept like a schema: a field that is added is left out where it says nothing.
-    fn write_command(command: &Command<<Self::Aggregate as Aggregate>::Command>, into: &mut Vec<u8>);
+    /// Writes what a command means to the aggregate: commands that mean the same write the same bytes, however they came,
+    /// and others write others. By these a command whose id comes again is told from another one. Their fingerprint is
+    /// stored, so the form is kept like a schema. Where the aggregate's command is plain data, its JSON will do.
+    fn write_meaning(command: &<Self::Aggregate as Aggregate>::Command, into: &mut Vec<u8>);
 
     /// The public JSON form of an aggregate's state, for time travel and audit.
     fn describe_state(state: &Self::Aggregate) -> serde_json::Value;

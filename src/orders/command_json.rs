@@ -1,7 +1,4 @@
 //! Commands to JSON: exactly the shape of the public contract, for whoever sends them.
-//!
-//! One command has one form: ids in lower case, fields in this order, money with its currency's minor digits, what is
-//! optional left out where it says nothing. Outcomes keep the form's fingerprint, so it is kept like a schema.
 
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
@@ -135,13 +132,5 @@ impl<'a> From<&'a Command<OrderCommand>> for CommandJson<'a> {
 
 /// The value of a commands record: what [`super::parse_command`] reads back as the same command.
 pub fn command_to_json(command: &Command<OrderCommand>) -> Vec<u8> {
-    let mut json = Vec::with_capacity(512);
-    write_command(command, &mut json);
-    json
-}
-
-/// As [`command_to_json`], at the end of `into`.
-pub fn write_command(command: &Command<OrderCommand>, into: &mut Vec<u8>) {
-    serde_json::to_writer(into, &CommandJson::from(command))
-        .expect("a command of strings and integers always serializes");
+    serde_json::to_vec(&CommandJson::from(command)).expect("a command of strings and integers always serializes")
 }

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::command::{MAX_COMMAND_BYTES, RequestContext};
 use super::domain::OrderCommand;
-use super::{CommandKind, command_to_json, parse_command, parse_request};
-use crate::engine::{Command, InvalidCommand};
+use super::{CommandKind, OrdersContext, command_to_json, parse_command, parse_request};
+use crate::engine::{Command, Fingerprint, InvalidCommand};
 
 const COMMAND: &str = "0198c0de-7a3e-7000-8000-000000000001";
 const ORDER: &str = "0198c0de-7a3e-7000-8000-000000000002";
@@ -128,6 +128,110 @@ fn a_bad_id_is_named_and_the_other_kept() {
         "/orderId must be a UUID such as \"0198c0de-7a3e-7000-8000-000000000001\"; it is \"42\""
     );
     assert_eq!((refusal.stream_id, refusal.command_id.is_some()), (None, true));
+}
+
+#[test]
+fn ids_are_judged_alike_in_every_field() {
+    let upper = ORDER.to_uppercase();
+    let spellings = [ORDER.replace('-', ""), format!("{{{ORDER}}}"), format!("urn:uuid:{ORDER}"), format!(" {ORDER}")];
+    for pointer in ["/commandId", "/orderId", "/paymentId"] {
+        assert!(parse(&with(pay(), pointer, json!(upper))).is_ok(), "{pointer}");
+        for other in &spellings {
+            let refusal = parse(&with(pay(), pointer, json!(other))).unwrap_err();
+            assert!(refusal.reason.starts_with(&format!("{pointer} must be a UUID")), "{}", refusal.reason);
+        }
+    }
+    // Other people's books may know a nil id; a command or an order of that name would be everybody's.
+    let nil = json!(Uuid::nil());
+    assert!(parse(&with(pay(), "/paymentId", nil.clone())).is_ok());
+    for (pointer, told) in [("/commandId", (None, true)), ("/orderId", (Some(COMMAND), false))] {
+        let refusal = parse(&with(pay(), pointer, nil.clone())).unwrap_err();
+        assert!(refusal.reason.starts_with(&format!("{pointer} must not be the nil UUID")), "{}", refusal.reason);
+        let command_id = refusal.command_id.map(|id| id.to_string());
+        assert_eq!((command_id.as_deref(), refusal.stream_id.is_some()), told);
+    }
+}
+
+fn meaning(json: &str) -> Fingerprint {
+    parse_command(json.as_bytes(), FALLBACK)
+        .unwrap_or_else(|error| panic!("{json}: {error}"))
+        .fingerprint::<OrdersContext>()
+}
+
+/// The same commands as other writers write them.
+#[test]
+fn the_same_command_written_otherwise_means_the_same() {
+    for value in [place(), pay(), ship(), cancel()] {
+        let meant = meaning(&value.to_string());
+        let fields: Vec<String> = value.as_object().unwrap().iter().rev().map(|(k, v)| format!("{k:?}:{v}")).collect();
+        let escaped = value.to_string().replace('D', "\\u0044").replace('☂', "\\u2602").replace('/', "\\/");
+        for written in [
+            format!(" {value:#}\r\n\t "),
+            format!("{{{}}}", fields.join(",")),
+            escaped,
+            with(value.clone(), "/expectedVersion", Value::Null).to_string(),
+            with(value.clone(), "/commandId", json!(COMMAND.to_uppercase())).to_string(),
+            // An id is what a command is found by: it may also come by header.
+            without(value.clone(), "/commandId").to_string(),
+            with(value.clone(), "/orderId", json!(ORDER.to_uppercase())).to_string(),
+            String::from_utf8(command_to_json(&parse(&value).unwrap())).unwrap(),
+        ] {
+            assert_eq!(meaning(&written), meant, "{written}");
+        }
+    }
+    let paid = |amount: &str| meaning(&with(pay(), "/amount", json!(amount)).to_string());
+    assert_eq!(paid("39.9"), paid("39.90"));
+    let priced = |price: &str| meaning(&with(place(), "/items/0/unitPrice", json!(price)).to_string());
+    assert_eq!((priced("19.9"), priced("20")), (priced("19.9000"), priced("20.0")));
+    let upper =
+        with(with(place(), "/items/0/productId", json!(OTHER.to_uppercase())), "/items/1/productId", json!(OTHER));
+    assert_eq!(meaning(&upper.to_string()), meaning(&place().to_string()));
+}
+
+#[test]
+fn what_differs_in_any_field_means_something_else() {
+    let mut items = place();
+    items["items"].as_array_mut().unwrap().reverse();
+    let others = [
+        place(),
+        with(place(), "/customerId", json!("customer-43")),
+        with(place(), "/currency", json!("EUR")),
+        with(place(), "/items/0/productId", json!(ORDER)),
+        with(place(), "/items/0/quantity", json!(3)),
+        with(place(), "/items/0/unitPrice", json!("19.98")),
+        with(place(), "/items", json!([place()["items"][0]])),
+        items,
+        with(place(), "/expectedVersion", json!(0)),
+        pay(),
+        with(pay(), "/paymentId", json!(ORDER)),
+        with(pay(), "/amount", json!("39.99")),
+        with(pay(), "/currency", json!("EUR")),
+        with(pay(), "/expectedVersion", json!(0)),
+        with(pay(), "/expectedVersion", json!(1)),
+        ship(),
+        with(ship(), "/carrier", json!("DHLJ")),
+        with(with(ship(), "/carrier", json!("DHLJ")), "/trackingNumber", json!("D014600")),
+        cancel(),
+        with(cancel(), "/reason", json!("changed my \"mind\" ☂ ")),
+        with(cancel(), "/reason", json!("Changed my \"mind\" ☂")),
+    ];
+    let meanings: std::collections::HashSet<_> = others.iter().map(|value| meaning(&value.to_string())).collect();
+    assert_eq!(meanings.len(), others.len());
+}
+
+/// Stored with outcomes: a form that changes takes retries of commands decided before for other commands.
+#[test]
+fn meanings_stay_what_they_were() {
+    let hex = |value: Value| meaning(&value.to_string()).map(|byte| format!("{byte:02x}")).concat();
+    let kept = [place(), pay(), ship(), cancel(), with(pay(), "/expectedVersion", json!(7))].map(hex);
+    let as_stored = [
+        "c4979cd892c8abf8e18bc0771313597e",
+        "c335917d519658eff285cd66b02f414c",
+        "8c6b02eb26d57e5cae236d748f7d6094",
+        "a4714550051e3c48c8b26bf495c7db1a",
+        "5cf10feef3894ee924cf2ec58b34f4e2",
+    ];
+    assert_eq!(kept, as_stored);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::codec::OrdersCodec;
 use super::domain::{Order, OrderCommand, OrderEvent};
-use super::{command, command_json, public_json};
+use super::{command, meaning, public_json};
 use crate::engine::{BoundedContext, Command, InvalidCommand};
 
 /// The bounded context of orders.
@@ -23,8 +23,8 @@ impl BoundedContext for OrdersContext {
         command::parse_command(value, fallback_id)
     }
 
-    fn write_command(command: &Command<OrderCommand>, into: &mut Vec<u8>) {
-        command_json::write_command(command, into);
+    fn write_meaning(command: &OrderCommand, into: &mut Vec<u8>) {
+        meaning::write(command, into);
     }
 
     fn describe_state(state: &Order) -> Value {

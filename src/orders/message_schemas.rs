@@ -31,7 +31,8 @@ pub fn result() -> Value {
     let mut schema = plain(&CommandStatus::schema());
     // What is on the topic is decided.
     schema["properties"]["status"] = json!({"type": "string", "enum": ["accepted", "refused"]});
-    schema["properties"]["orderId"] = json!({"type": "string", "format": "uuid"});
+    schema["properties"]["orderId"] =
+        json!({"type": ["string", "null"], "format": "uuid", "description": "Null where the record told none."});
     schema["required"] = json!(["commandId", "orderId", "status", "correlationId", "decidedAt"]);
     for always in ["correlationId", "decidedAt"] {
         schema["properties"][always]["type"] = json!("string");
@@ -51,9 +52,10 @@ fn command<B: PartialSchema>(name: &str) -> Value {
     schema["description"] = json!("A command; what an order allows is decided later, and told by the result.");
     let id = |text: &str| json!({"type": "string", "format": "uuid", "description": text});
     schema["properties"]["type"] = json!({"type": "string", "const": name});
-    schema["properties"]["orderId"] = id("The order; also the record's key.");
-    schema["properties"]["commandId"] =
-        id("Idempotency key: one outcome per id. The header command-id, or the record's place, when absent.");
+    schema["properties"]["orderId"] = id("The order; also the record's key, as lower-case text.");
+    schema["properties"]["commandId"] = id(
+        "Idempotency key within the order: one outcome per order and id. The header command-id, or the record's place, when absent.",
+    );
     for required in ["orderId", "type"] {
         if let Some(list) = schema["required"].as_array_mut() {
             list.insert(0, json!(required));

@@ -14,6 +14,7 @@ pub mod domain;
 mod event_json;
 #[cfg(test)]
 mod golden;
+mod meaning;
 pub mod message_schemas;
 pub mod projections;
 mod public_json;

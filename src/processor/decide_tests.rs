@@ -1,6 +1,6 @@
 //! Deciding a batch, without a database: what repeats, what coalesces, what is refused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -12,6 +12,7 @@ use super::cache::Cached;
 use super::decide::{Decided, decide};
 use super::intake::{Ask, Intake};
 use super::load::Loaded;
+use super::outcome::IdScope;
 use super::retry::Failure;
 use super::{Payload, Scope};
 use crate::avro::SchemaIds;
@@ -40,18 +41,25 @@ fn pay(order: Uuid, command: Uuid, amount: &str) -> Value {
 
 /// A batch of (source partition, command), keyed by their orders, each partition from offset 0.
 pub(super) fn batch_of(commands: &[(i32, Value)]) -> OrdersBatch {
+    let written = |command: &Value| (command["orderId"].as_str().map(str::to_owned), command.to_string());
+    let records: Vec<_> = commands.iter().map(|(partition, command)| (*partition, written(command))).collect();
+    records_of(&records)
+}
+
+/// As [`batch_of`], of (source partition, (key, value)).
+pub(super) fn records_of(records: &[(i32, (Option<String>, String))]) -> OrdersBatch {
     let intake = Intake { partitions: PARTITIONS, command_bytes_max: 10_000 };
     let mut batch = Batch { sources: Vec::new(), commands: Vec::new() };
-    for (partition, command) in commands {
+    for (partition, (key, value)) in records {
         let place = TopicPartition { topic: "orders-commands".into(), partition: *partition };
         let index = batch.sources.iter().position(|source: &Source| source.place == place).unwrap_or_else(|| {
             let place = place.clone();
             batch.sources.push(Source { lane: 1, place, epoch: 1, expected: 0, next: 0, out: false, lost: false });
             batch.sources.len() - 1
         });
-        let key = command["orderId"].as_str().map(|key| key.as_bytes().to_vec());
         let offset = batch.sources[index].next;
-        let record = Record::new(place, offset, key, Some(command.to_string().into_bytes()));
+        let key = key.clone().map(String::into_bytes);
+        let record = Record::new(place, offset, key, Some(value.clone().into_bytes()));
         batch.sources[index].next += 1;
         let admitted = intake.admit::<OrdersContext>(record, index, &batch.sources[index], "orders-commands");
         batch.commands.push(admitted);
@@ -122,6 +130,115 @@ fn a_repeated_id_has_one_outcome_and_another_payload_is_refused() {
     let result: Value = serde_json::from_slice(&decided.results[0].value).expect("json");
     assert_eq!(result["code"], "COMMAND_ID_REUSED");
     assert_eq!((decided.tally["DUPLICATE"], decided.tally["COMMAND_ID_REUSED"]), (1, 1));
+}
+
+#[test]
+fn one_id_for_twelve_orders_has_twelve_effects_and_no_two_ids_are_equal() {
+    let id = Uuid::from_u128(11);
+    let order = |number: u128| Uuid::from_u128(number);
+    let mut commands: Vec<_> = (1..=12).map(|number| (0, place(order(number), id))).collect();
+    commands.extend((1..=12).map(|number| (1, place(order(number), id))));
+    commands.push((0, pay(order(99), id, "1.00")));
+    let batch = batch_of(&commands);
+    let decided = decided(&batch);
+    let accepted = decided.outcomes.iter().filter(|outcome| outcome.accepted).count();
+    assert_eq!((accepted, decided.events.len(), decided.tally["DUPLICATE"]), (12, 12, 12));
+    assert_eq!(decided.outcomes.last().expect("an outcome").code.as_deref(), Some("ORDER_NOT_FOUND"));
+    let ids: HashSet<Uuid> = decided.events.iter().map(|event| event.event_id).collect();
+    assert_eq!(ids.len(), 12);
+    // Orders share partitions: there, too, the order tells one outcome from another.
+    let partitions: HashSet<i32> = decided.outcomes.iter().map(|outcome| outcome.partition).collect();
+    assert!(partitions.len() <= PARTITIONS as usize);
+}
+
+#[test]
+fn an_outcome_in_another_stream_is_none_of_this_one() {
+    let (id, mine, other) = (Uuid::from_u128(11), Uuid::from_u128(1), Uuid::from_u128(2));
+    let batch = batch_of(&[(0, place(mine, id))]);
+    let first = decided(&batch_of(&[(0, place(other, id))])).outcomes.remove(0);
+    let mut loaded = loaded(&batch);
+    // As if the two shared a partition.
+    let elsewhere = IdScope { partition: batch.commands[0].destination, stream_id: other, command_id: id };
+    loaded.outcomes.insert(elsewhere, first);
+    let decided = decide(&scope(), &batch, loaded).expect("decided");
+    assert_eq!((codes(&decided), decided.events.len()), (vec!["ACCEPTED"], 1));
+}
+
+#[test]
+fn the_same_command_written_otherwise_is_a_repetition() {
+    let (order, id) = (Uuid::from_u128(1), Uuid::from_u128(0xabc));
+    let (command, key) = (place(order, id), Some(order.to_string()));
+    let upper = command.to_string().replace(&id.to_string(), &id.to_string().to_uppercase());
+    let batch = records_of(&[
+        (0, (key.clone(), command.to_string())),
+        (0, (key.clone(), format!("{command:#}"))),
+        (0, (key.clone(), upper)),
+        (0, (key.clone(), command.to_string().replace("\"10.00\"", "\"10\""))),
+        (0, (key, command.to_string().replace("\"10.00\"", "\"10.01\""))),
+    ]);
+    let decided = decided(&batch);
+    assert_eq!((decided.events.len(), decided.tally["DUPLICATE"], decided.tally["COMMAND_ID_REUSED"]), (1, 3, 1));
+}
+
+/// Outcomes of earlier releases keep the hash of the record's bytes: the same bytes are still the same command.
+#[test]
+fn an_outcome_of_before_is_known_by_the_records_bytes() {
+    let (order, id) = (Uuid::from_u128(1), Uuid::from_u128(11));
+    let spaced = format!("{:#}", place(order, id));
+    let batch = records_of(&[
+        (0, (Some(order.to_string()), spaced.clone())),
+        (0, (Some(order.to_string()), place(order, id).to_string().replace("10.00", "10.01"))),
+    ]);
+    let mut outcome = decided(&batch).outcomes.remove(0);
+    outcome.payload_hash = crate::engine::fingerprint(spaced.as_bytes());
+    let mut loaded = loaded(&batch);
+    loaded.outcomes.insert(batch.commands[0].scope(), outcome);
+    let decided = decide(&scope(), &batch, loaded).expect("decided");
+    assert_eq!((decided.tally["DUPLICATE"], decided.tally["COMMAND_ID_REUSED"]), (1, 1));
+    assert!(decided.events.is_empty() && decided.outcomes.is_empty());
+}
+
+/// A record that tells no order is kept, also where its id was used for another one.
+#[test]
+fn records_of_no_order_are_kept_whatever_their_id() {
+    let id = Uuid::from_u128(11);
+    let nameless = |what: &str| (0, (None, format!("{{\"commandId\":\"{id}\",\"what\":\"{what}\"}}")));
+    let batch = records_of(&[nameless("a"), nameless("b"), nameless("b")]);
+    let decided = decided(&batch);
+    assert_eq!(
+        decided.parked.iter().map(|(index, code, _)| (*index, *code)).collect::<Vec<_>>(),
+        [(0, "INVALID_COMMAND"), (1, "INVALID_COMMAND"), (2, "INVALID_COMMAND"),]
+    );
+}
+
+#[test]
+fn a_key_is_the_text_that_its_partition_follows_from() {
+    let order = Uuid::from_u128(0x0198_c0de_7a3e_7000_8000_0000_0000_000a);
+    let judged = |key: Option<String>| {
+        let batch = records_of(&[(0, (key, place(order, Uuid::from_u128(11)).to_string()))]);
+        let command = &batch.commands[0];
+        assert_eq!((command.stream_id, command.command_id), (order, Uuid::from_u128(11)), "told whom it concerns");
+        match &command.ask {
+            Ask::Decide { .. } => None,
+            Ask::Refuse { code, reason, .. } => Some(format!("{code}: {reason}")),
+        }
+    };
+    let text = order.to_string();
+    assert_eq!(judged(Some(text.clone())), None);
+    for other in [text.to_uppercase(), text.replace('-', ""), format!("{{{text}}}"), format!("urn:uuid:{text}")] {
+        let refused = judged(Some(other.clone())).unwrap_or_else(|| panic!("{other} is taken"));
+        assert!(refused.starts_with("INVALID_COMMAND: the record's key must be the stream's id as"), "{refused}");
+    }
+    for other in [Some(String::new()), Some(Uuid::nil().to_string()), Some(format!("{text} ")), None] {
+        assert!(judged(other.clone()).is_some_and(|refused| refused.starts_with("INVALID_COMMAND")), "{other:?}");
+    }
+}
+
+#[test]
+fn what_caused_an_event_is_the_command_where_nothing_else_is_named() {
+    let id = Uuid::from_u128(11);
+    let batch = batch_of(&[(0, place(Uuid::from_u128(1), id))]);
+    assert_eq!(batch.commands[0].causation_id, id.to_string());
 }
 
 #[test]

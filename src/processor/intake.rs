@@ -180,9 +180,8 @@ impl Intake {
         let read = std::panic::AssertUnwindSafe(|| {
             C::parse_command(value, header.unwrap_or(fallback)).map(|mut command| {
                 command.meta.command_id = header.unwrap_or(command.meta.command_id);
-                let mut form = Vec::with_capacity(value.len());
-                C::write_command(&command, &mut form);
-                (command, fingerprint(&form))
+                let meaning = command.fingerprint::<C>();
+                (command, meaning)
             })
         });
         let read = std::panic::catch_unwind(read).map_err(|_| invalid("the command could not be read".into()))?;
@@ -213,9 +212,7 @@ fn key_fault(key: Option<&[u8]>, stream_id: Uuid) -> Option<String> {
             "the record's key must be the stream's id as {wanted}, lower case with hyphens: to Kafka another spelling \
              is another key, and goes to another partition"
         )),
-        Some(_) => {
-            Some("the record's key is not the stream's id: records of one stream must share a partition".into())
-        }
+        Some(_) => Some("the record's key is not the stream's id: records of one stream must share a partition".into()),
     }
 }
 

@@ -1,4 +1,6 @@
 //! Outcomes of commands, as status queries and the sync path read them. Written by the processor.
+//!
+//! A command id counts in one stream. Who knows the stream asks [`of_stream`]; who knows the id alone may find several.
 
 use jiff::Timestamp;
 use tokio_postgres::{Client, Row};
@@ -6,12 +8,13 @@ use uuid::Uuid;
 
 use super::StoreError;
 
-/// What became of one command.
+/// What became of one command id in one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     pub command_id: Uuid,
+    /// Nil where the record told none: [`Self::stream`].
     pub stream_id: Uuid,
-    /// First 16 bytes of the SHA-256 of the payload that was decided.
+    /// Tells the command that was decided from others under its id.
     pub payload_hash: Vec<u8>,
     pub accepted: bool,
     /// Refusal code; none when accepted.
@@ -28,12 +31,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The stream, if the record told one.
+    pub fn stream(&self) -> Option<Uuid> {
+        (!self.stream_id.is_nil()).then_some(self.stream_id)
+    }
+
     /// The public form: the answer of `GET /api/commands/{id}` and the value on the results topic.
     pub fn to_json(&self) -> serde_json::Value {
         let position = self.seq.map(|seq| serde_json::json!({"partition": self.partition, "seq": seq}));
         serde_json::json!({
             "commandId": self.command_id,
-            "orderId": self.stream_id,
+            "orderId": self.stream(),
             "status": if self.accepted { "accepted" } else { "refused" },
             "code": self.code,
             "reason": self.reason,
@@ -45,9 +53,12 @@ impl Outcome {
     }
 }
 
-/// The outcomes of `ids` that exist, in no order. Looks in every destination partition: a status
-/// query knows the id alone.
-pub async fn outcomes(client: &Client, ids: &[Uuid]) -> Result<Vec<Outcome>, StoreError> {
+/// Outcomes of one id that are looked at in each destination partition, at most.
+pub const OF_ONE_ID_MAX: i64 = 101;
+
+/// The outcomes of `ids` that exist in the streams of `events_topic`, earliest first; of one id there may be several.
+/// Looks in every destination partition: whoever asks knows the ids alone.
+pub async fn outcomes(client: &Client, events_topic: &str, ids: &[Uuid]) -> Result<Vec<Outcome>, StoreError> {
     // The leading key columns are enumerated so that each probe is an index look-up, and the lateral keeps it one:
     // a join would be planned for an empty table, and read all of it once it is full.
     let statement = "
@@ -55,13 +66,43 @@ pub async fn outcomes(client: &Client, ids: &[Uuid]) -> Result<Vec<Outcome>, Sto
                c.partition, c.seq, c.correlation_id, c.decided_at
         from throughline.topics t
         cross join generate_series(0, t.partitions - 1) p
-        cross join unnest($1::uuid[]) asked
+        cross join unnest($2::uuid[]) asked
         cross join lateral (
             select * from throughline.commands c
             where c.partition = p and c.topic = t.id and c.command_id = asked
-            order by c.decided_at limit 1) c";
-    let rows = client.query(statement, &[&ids]).await.map_err(StoreError::at("read outcomes of commands"))?;
-    Ok(rows.iter().map(outcome).collect())
+            order by c.stream_id, c.decided_at limit $3) c
+        where t.name = $1";
+    let rows = client
+        .query(statement, &[&events_topic, &ids, &OF_ONE_ID_MAX])
+        .await
+        .map_err(StoreError::at("read outcomes of commands"))?;
+    let mut found: Vec<Outcome> = rows.iter().map(outcome).collect();
+    found.sort_by_key(|outcome| (outcome.decided_at, outcome.stream_id));
+    Ok(found)
+}
+
+/// The outcome of a command id in one stream. `partition` is the stream's destination.
+pub async fn of_stream(
+    client: &Client,
+    events_topic: &str,
+    partition: i32,
+    stream_id: Uuid,
+    command_id: Uuid,
+) -> Result<Option<Outcome>, StoreError> {
+    let statement = "
+        select c.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version,
+               c.partition, c.seq, c.correlation_id, c.decided_at
+        from throughline.topics t
+        cross join lateral (
+            select * from throughline.commands c
+            where c.partition = $2 and c.topic = t.id and c.command_id = $3 and c.stream_id = $4
+            order by c.decided_at limit 1) c
+        where t.name = $1";
+    let row = client
+        .query_opt(statement, &[&events_topic, &partition, &command_id, &stream_id])
+        .await
+        .map_err(StoreError::at("read the outcome of a command"))?;
+    Ok(row.as_ref().map(outcome))
 }
 
 /// The outcome of a row whose columns come in the order of [`Outcome`]'s fields.

@@ -122,8 +122,10 @@ pub fn pay(order: Uuid, command: Uuid, amount: &str) -> Value {
 
 /// Waits until each id has its outcome, and returns them in the order of `ids`.
 pub async fn decided(client: &Client, ids: &[Uuid]) -> Vec<Outcome> {
+    let events = "select name from throughline.topics where name like '%orders-events'";
+    let events: String = client.query_one(events, &[]).await.expect("the events topic").get(0);
     let mut found = eventually("every command has an outcome", async || {
-        let found = outcomes(client, ids).await.expect("outcomes");
+        let found = outcomes(client, &events, ids).await.expect("outcomes");
         (found.len() >= ids.len()).then_some(found)
     })
     .await;

@@ -16,7 +16,7 @@ pub struct Fragile {
 }
 
 /// `value` asks for trouble, or for none.
-#[derive(Debug, Clone, serde::Deserialize)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ask {
     order_id: Uuid,
@@ -82,6 +82,10 @@ impl BoundedContext for FragileContext {
         assert_ne!(payload.trouble.as_deref(), Some("parse"), "parse broke");
         let meta = CommandMeta { command_id: payload.command_id, stream_id: payload.order_id, expected_version: None };
         Ok(Command { meta, payload })
+    }
+
+    fn write_meaning(command: &Ask, into: &mut Vec<u8>) {
+        serde_json::to_writer(into, command).expect("plain fields");
     }
 
     fn describe_state(state: &Fragile) -> serde_json::Value {

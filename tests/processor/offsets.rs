@@ -133,6 +133,7 @@ async fn a_topic_created_again_while_running_halts_too() {
     })
     .await;
     running.stop().await;
-    let decided = throughline::store::commands::outcomes(&client, &late).await.expect("outcomes");
+    let decided =
+        throughline::store::commands::outcomes(&client, &harness.names().events(), &late).await.expect("outcomes");
     assert!(decided.is_empty(), "nothing of the new topic after the claim");
 }

@@ -38,7 +38,7 @@ pub enum CommandState {
 #[serde(rename_all = "camelCase")]
 pub struct CommandStatus {
     pub command_id: Uuid,
-    /// Null while pending.
+    /// Null while pending, unless asked for, and where a record told none.
     pub order_id: Option<Uuid>,
     #[schema(inline)]
     pub status: CommandState,
@@ -71,10 +71,10 @@ fn position_schema() -> utoipa::openapi::schema::Schema {
 
 impl CommandStatus {
     /// A command of which no outcome is known.
-    pub fn pending(command_id: Uuid) -> Self {
+    pub fn pending(command_id: Uuid, order_id: Option<Uuid>) -> Self {
         Self {
             command_id,
-            order_id: None,
+            order_id,
             status: CommandState::Pending,
             code: None,
             reason: None,
@@ -90,7 +90,7 @@ impl From<&Outcome> for CommandStatus {
     fn from(outcome: &Outcome) -> Self {
         Self {
             command_id: outcome.command_id,
-            order_id: Some(outcome.stream_id),
+            order_id: outcome.stream(),
             status: if outcome.accepted { CommandState::Accepted } else { CommandState::Refused },
             code: outcome.code.clone(),
             reason: outcome.reason.clone(),
@@ -106,13 +106,32 @@ fn position(outcome: &Outcome) -> Option<Position> {
     outcome.seq.map(|seq| Position { partition: outcome.partition, seq })
 }
 
+/// Which command is answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    pub order_id: Uuid,
+    pub command_id: Uuid,
+    /// Other orders may have a command of this id.
+    pub id_is_shared: bool,
+}
+
+/// Where the state of a command id is told, of one order: the order's id goes behind it.
+pub fn status_of_order(command_id: Uuid) -> String {
+    format!("/api/commands/{command_id}?orderId=")
+}
+
 /// The answer to a command; `waited` is the preference that was applied, seconds.
-pub fn respond(order_id: Uuid, command_id: Uuid, submitted: &Submitted, waited: Option<u64>) -> Response {
+pub fn respond(target: Target, submitted: &Submitted, waited: Option<u64>) -> Response {
+    let Target { order_id, command_id, id_is_shared } = target;
     let mut response = match submitted {
         Submitted::Accepted { correlation_id } => {
             let body = CommandAccepted { order_id, command_id, correlation_id: correlation_id.clone() };
             let mut response = (StatusCode::ACCEPTED, Json(body)).into_response();
-            put(&mut response, LOCATION, &format!("/api/commands/{command_id}"));
+            let location = match id_is_shared {
+                true => format!("{}{order_id}", status_of_order(command_id)),
+                false => format!("/api/commands/{command_id}"),
+            };
+            put(&mut response, LOCATION, &location);
             response
         }
         Submitted::Decided(outcome) => {

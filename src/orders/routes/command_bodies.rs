@@ -19,7 +19,7 @@ macro_rules! command_body {
             #[serde(rename = "type")]
             #[schema(required = false, pattern = $kind)]
             pub kind: Option<String>,
-            /// Idempotency key; made when absent.
+            /// Idempotency key within the order: one outcome per order and id. Made when absent.
             #[schema(required = false)]
             pub command_id: Option<Uuid>,
             /// The order: as in the path; on placing it may be given, and is made when absent.

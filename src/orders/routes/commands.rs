@@ -7,11 +7,11 @@ use axum::extract::State;
 use axum::response::Response;
 use uuid::Uuid;
 
-use super::answers::{CommandAccepted, CommandStatus, respond};
+use super::answers::{CommandAccepted, CommandStatus, Target, respond};
 use super::command_bodies::{CancelOrderBody, PlaceOrderBody, RecordPaymentBody, ShipOrderBody};
 use crate::api::problem::{INVALID_COMMAND, INVALID_JSON, INVALID_REQUEST};
-use crate::api::{Api, CommandHeaders, CommandQuery, Envelope, JsonBody, PathOf, Problem, ProblemBody, Submission};
-use crate::orders::{CommandKind, RequestContext, command_to_json, parse_request};
+use crate::api::{Api, CommandHeaders, CommandQuery, Envelope, Id, JsonBody, PathOf, Problem, ProblemBody, Submission};
+use crate::orders::{CommandKind, OrdersContext, RequestContext, command_to_json, parse_request};
 
 /// Whether a route waits when the caller names no wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,12 +56,19 @@ async fn send(
         command_id: command.meta.command_id,
         stream_id: command.meta.stream_id,
         value: &value,
+        fingerprint: command.fingerprint::<OrdersContext>(),
         repeatable: given_id || envelope.key.is_some(),
         wait: envelope.wait.or(default_wait).filter(|wait| *wait > Duration::ZERO),
     };
     let submitted = api.submit(&envelope, submission).await?;
     let applied = envelope.wait.map(|wait| wait.as_secs());
-    Ok(respond(command.meta.stream_id, command.meta.command_id, &submitted, applied))
+    let target = Target {
+        order_id: command.meta.stream_id,
+        command_id: command.meta.command_id,
+        // A key's id is of this order alone; a caller may use its own for several.
+        id_is_shared: given_id,
+    };
+    Ok(respond(target, &submitted, applied))
 }
 
 fn refuse_body(body: &[u8], reason: &str) -> Problem {
@@ -93,7 +100,7 @@ macro_rules! command_routes {
         )]
         pub async fn $name(
             State(api): State<Arc<Api>>,
-            $(PathOf($id): PathOf<Uuid>,)?
+            $(PathOf(Id($id)): PathOf<Id>,)?
             envelope: Envelope,
             JsonBody(body): JsonBody,
         ) -> Result<Response, Problem> {
@@ -119,7 +126,7 @@ macro_rules! command_routes {
         )]
         pub async fn $sync(
             State(api): State<Arc<Api>>,
-            $(PathOf($id): PathOf<Uuid>,)?
+            $(PathOf(Id($id)): PathOf<Id>,)?
             envelope: Envelope,
             JsonBody(body): JsonBody,
         ) -> Result<Response, Problem> {

@@ -17,6 +17,7 @@ use super::amount::amount_text;
 use super::cursor;
 use crate::api::problem::INVALID_REQUEST;
 use crate::api::{Api, Problem, QueryOf, ReadHeaders};
+use crate::engine::ids::{IdFault, parse_uuid};
 
 const PROJECTION: &str = "daily-sales";
 const LIMIT_DEFAULT: u32 = 1_000;
@@ -34,8 +35,8 @@ pub struct SalesQuery {
     #[param(value_type = Option<String>, format = Date, nullable = false, example = "2026-12-31")]
     to: Option<String>,
     /// Only this product.
-    #[param(nullable = false)]
-    product_id: Option<Uuid>,
+    #[param(value_type = Option<Uuid>, nullable = false)]
+    product_id: Option<String>,
     /// Rows of a page, at most.
     #[param(minimum = 1, maximum = 5000, nullable = false)]
     limit: Option<u32>,
@@ -85,7 +86,8 @@ pub async fn daily_sales(
         return Err(Problem::new(INVALID_REQUEST, format!("limit: must be 1 to {LIMIT_MAX}")));
     }
     let (from, to) = (day("from", query.from.as_deref())?, day("to", query.to.as_deref())?);
-    let list = format!("{from:?}/{to:?}/{:?}", query.product_id);
+    let product_id = query.product_id.as_deref().map(product).transpose()?;
+    let list = format!("{from:?}/{to:?}/{product_id:?}");
     let after = query.cursor.as_deref().map(|text| read_cursor(&list, text)).transpose()?;
     let (after_day, after_product, after_currency) = match after {
         Some((day, product, currency)) => (Some(day), Some(product), Some(currency)),
@@ -105,10 +107,7 @@ pub async fn daily_sales(
     let rows_wanted = i64::from(limit) + 1;
     let rows = async {
         read.client
-            .query(
-                &statement,
-                &[&from, &to, &query.product_id, &after_day, &after_product, &after_currency, &rows_wanted],
-            )
+            .query(&statement, &[&from, &to, &product_id, &after_day, &after_product, &after_currency, &rows_wanted])
             .await
             .map_err(Problem::from)
     };
@@ -130,6 +129,10 @@ fn day(name: &str, text: Option<&str>) -> Result<Option<Date>, Problem> {
     let strict = text.len() == 10;
     let day = text.parse::<Date>().ok().filter(|day| strict && day.year() >= 1);
     day.map(Some).ok_or_else(|| Problem::new(INVALID_REQUEST, format!("{name}: must be a date such as 2026-01-31")))
+}
+
+fn product(text: &str) -> Result<Uuid, Problem> {
+    parse_uuid(text).ok_or_else(|| Problem::new(INVALID_REQUEST, format!("productId: {}", IdFault::Malformed)))
 }
 
 fn read_cursor(list: &str, text: &str) -> Result<(Date, Uuid, String), Problem> {

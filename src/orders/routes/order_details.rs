@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::amount::{amount_text, price_text};
 use super::answers::put;
 use crate::api::problem::NOT_FOUND;
-use crate::api::{Api, PathOf, Problem, ProblemBody, ReadHeaders};
+use crate::api::{Api, Id, PathOf, Problem, ProblemBody, ReadHeaders};
 use crate::engine::destination_partition;
 
 const PROJECTION: &str = "order-details";
@@ -83,7 +83,7 @@ pub struct OrderLine {
 )]
 pub async fn order_details(
     State(api): State<Arc<Api>>,
-    PathOf(order_id): PathOf<Uuid>,
+    PathOf(Id(order_id)): PathOf<Id>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let read = api.begin_read(&headers, PROJECTION).await?;

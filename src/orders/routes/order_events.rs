@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::order_history::{HistoryEvent, PROJECTION, events};
 use crate::api::problem::{INVALID_REQUEST, NOT_FOUND};
-use crate::api::{Api, PathOf, Problem, ProblemBody, ReadHeaders};
+use crate::api::{Api, Id, PathOf, Problem, ProblemBody, ReadHeaders};
 
 /// Events of one look, at most.
 const EVENTS_MAX: i64 = 100;
@@ -51,7 +51,7 @@ pub struct ChangeEvent {
 )]
 pub async fn order_events(
     State(api): State<Arc<Api>>,
-    PathOf(order_id): PathOf<Uuid>,
+    PathOf(Id(order_id)): PathOf<Id>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let after = last_event_id(&headers)?;

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::answers::put;
 use crate::api::problem::{INTERNAL_ERROR, INVALID_REQUEST, NOT_FOUND};
-use crate::api::{Api, PathOf, Problem, ProblemBody, QueryOf, Read, ReadHeaders};
+use crate::api::{Api, Id, PathOf, Problem, ProblemBody, QueryOf, Read, ReadHeaders};
 use crate::engine::{Aggregate, BoundedContext, destination_partition};
 use crate::orders::OrdersContext;
 use crate::orders::domain::Order;
@@ -82,7 +82,7 @@ pub struct OrderHistory {
 )]
 pub async fn order_history(
     State(api): State<Arc<Api>>,
-    PathOf(order_id): PathOf<Uuid>,
+    PathOf(Id(order_id)): PathOf<Id>,
     headers: HeaderMap,
     QueryOf(query): QueryOf<HistoryQuery>,
 ) -> Result<Response, Problem> {
