@@ -8,6 +8,7 @@ mod backpressure;
 mod burst;
 mod chaos;
 mod events_cli;
+mod ids_cli;
 mod malformed;
 mod one_order;
 mod process;

@@ -165,9 +165,13 @@ pub async fn sound(client: &Client) {
              using (partition, topic) where coalesce(o.n, 0) <> c.last_seq or o.a <> 1 or o.b <> o.n",
         ),
         (
-            "one outcome an id",
-            "select count(*) from (select partition, command_id from throughline.commands group by 1, 2
+            "one outcome an id and stream",
+            "select count(*) from (select stream_id, command_id from throughline.commands group by 1, 2
              having count(*) > 1) d",
+        ),
+        (
+            "no two records of a topic share an id, but a result that was asked for again",
+            "select (count(*) - count(distinct message_id)) from throughline.outbox where type not like '%CommandResult'",
         ),
         (
             "the outbox holds every event as it is stored",
