@@ -12,7 +12,6 @@ use super::cache::Cached;
 use super::decide::{Decided, decide};
 use super::intake::{Ask, Intake};
 use super::load::Loaded;
-use super::outcome::IdScope;
 use super::retry::Failure;
 use super::{Payload, Scope};
 use crate::avro::SchemaIds;
@@ -153,13 +152,14 @@ fn one_id_for_twelve_orders_has_twelve_effects_and_no_two_ids_are_equal() {
 
 #[test]
 fn an_outcome_in_another_stream_is_none_of_this_one() {
-    let (id, mine, other) = (Uuid::from_u128(11), Uuid::from_u128(1), Uuid::from_u128(2));
+    let (id, mine) = (Uuid::from_u128(11), Uuid::from_u128(1));
     let batch = batch_of(&[(0, place(mine, id))]);
-    let first = decided(&batch_of(&[(0, place(other, id))])).outcomes.remove(0);
+    // Of another order in the same partition, under the same id.
+    let others = (2..).map(|other| batch_of(&[(0, pay(Uuid::from_u128(other), id, "1.00"))]));
+    let together = |other: &OrdersBatch| other.commands[0].destination == batch.commands[0].destination;
+    let other = others.into_iter().find(together).expect("four partitions");
     let mut loaded = loaded(&batch);
-    // As if the two shared a partition.
-    let elsewhere = IdScope { partition: batch.commands[0].destination, stream_id: other, command_id: id };
-    loaded.outcomes.insert(elsewhere, first);
+    loaded.outcomes.insert(other.commands[0].scope(), self::decided(&other).outcomes.remove(0));
     let decided = decide(&scope(), &batch, loaded).expect("decided");
     assert_eq!((codes(&decided), decided.events.len()), (vec!["ACCEPTED"], 1));
 }
