@@ -62,13 +62,11 @@ create function throughline.covered_until(parent text) returns timestamptz
 language plpgsql stable security definer set search_path = pg_catalog as $$
 declare
     place timestamptz := now();
-    reached timestamptz;
+    known record;
 begin
-    loop
-        select max(upper_bound) into reached from throughline.spans(parent)
-        where lower_bound <= place and upper_bound > place;
-        exit when reached is null;
-        place := reached;
+    for known in select * from throughline.spans(parent) where upper_bound > now() order by lower_bound loop
+        exit when known.lower_bound > place;
+        place := known.upper_bound;
     end loop;
     return nullif(place, now());
 end $$;
@@ -102,6 +100,7 @@ declare
     place  timestamptz := date_bin(width, now(), origin) - width;
     goal   timestamptz := date_bin(width, now(), origin) + (ahead + 1) * width;
     reached timestamptz;
+    known   record;
     child   text;
     created int := 0;
 begin
@@ -113,12 +112,13 @@ begin
     exception when lock_not_available then
         return 0; -- Somebody else makes them.
     end;
-    while place < goal loop
-        select max(upper_bound) into reached from throughline.spans(parent)
-        where lower_bound <= place and upper_bound > place;
-        if reached is null then
-            select least(min(lower_bound), date_bin(width, place, origin) + width) into reached
-            from throughline.spans(parent) where lower_bound > place;
+    -- What there is, in order, and the end of the window: before each of them there may be a hole.
+    for known in
+        select lower_bound, upper_bound from throughline.spans(parent) where upper_bound > place and lower_bound < goal
+        union all select goal, goal order by 1
+    loop
+        while place < known.lower_bound loop
+            reached := least(date_bin(width, place, origin) + width, known.lower_bound);
             child := parent || '_' || to_char(place, 'YYYYMMDD"T"HH24MISS');
             begin
                 execute format('create table throughline.%I (like throughline.%I including all)', child, parent);
@@ -128,8 +128,9 @@ begin
                 return created;
             end;
             created := created + 1;
-        end if;
-        place := reached;
+            place := reached;
+        end loop;
+        place := greatest(place, known.upper_bound);
     end loop;
     return created;
 end $$;
