@@ -4,7 +4,7 @@
 //! PostgreSQL decides what may go: an outbox partition behind the relay's watermark, outcomes whose time is
 //! over by its clock and by the time that was seen to pass.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio_postgres::Client;
 
@@ -13,7 +13,7 @@ use crate::settings::DatabaseSettings;
 
 /// Rows can be written for this long ahead even if no turn succeeds any more; the widths that it takes are
 /// bounded, since every read of the outbox looks into each partition.
-const AHEAD: Duration = Duration::from_secs(3 * 3_600);
+const AHEAD_MINUTES: i32 = 3 * 60;
 const AHEAD_WIDTHS: std::ops::RangeInclusive<i32> = 2..=12;
 
 /// What one turn did.
@@ -35,11 +35,11 @@ pub struct Coverage {
 }
 
 /// The tables, with the width of their partitions in minutes.
-fn tables(settings: &DatabaseSettings) -> [(&'static str, u32); 2] {
+fn tables(settings: &DatabaseSettings) -> [(&'static str, i32); 2] {
+    let minutes = |count: u32, of: u32| i32::try_from(count.max(1).saturating_mul(of)).unwrap_or(i32::MAX);
     [
-        ("outbox", settings.outbox_partition_minutes),
-        // At most a year of days.
-        ("commands", settings.command_partition_days.saturating_mul(24 * 60)),
+        ("outbox", minutes(settings.outbox_partition_minutes, 1)),
+        ("commands", minutes(settings.command_partition_days, 24 * 60)),
     ]
 }
 
@@ -48,9 +48,7 @@ fn tables(settings: &DatabaseSettings) -> [(&'static str, u32); 2] {
 pub async fn extend(client: &Client, settings: &DatabaseSettings) -> Result<i32, StoreError> {
     let mut created = 0;
     for (table, minutes) in tables(settings) {
-        let widths = AHEAD.as_secs().div_ceil(60 * u64::from(minutes.max(1)));
-        let ahead = i32::try_from(widths).unwrap_or(i32::MAX).clamp(*AHEAD_WIDTHS.start(), *AHEAD_WIDTHS.end());
-        let minutes = i32::try_from(minutes).unwrap_or(i32::MAX);
+        let ahead = (AHEAD_MINUTES / minutes + 1).clamp(*AHEAD_WIDTHS.start(), *AHEAD_WIDTHS.end());
         created += client
             .query_one(
                 "select throughline.create_time_partitions($1, make_interval(mins => $2), $3)",
@@ -84,14 +82,16 @@ pub async fn coverage(client: &Client, settings: &DatabaseSettings) -> Result<[C
 pub async fn maintain(client: &Client, settings: &DatabaseSettings) -> Result<Turn, StoreError> {
     let mut turn = Turn { created: extend(client, settings).await?, ..Turn::default() };
     let keep = i32::try_from(settings.command_retention_days).unwrap_or(i32::MAX);
+    let [outbox, commands] = tables(settings).map(|(_, minutes)| minutes);
+    let outcomes = "select throughline.drop_old_commands(make_interval(days => $1), make_interval(mins => $2))";
     for rows in [
-        client.query("select throughline.drop_published_outbox()", &[]).await,
-        client.query("select throughline.drop_old_commands(make_interval(days => $1))", &[&keep]).await,
+        client.query("select throughline.drop_published_outbox(make_interval(mins => $1))", &[&outbox]).await,
+        client.query(outcomes, &[&keep, &commands]).await,
     ] {
         let rows = rows.map_err(StoreError::at("drop old time partitions"))?;
         turn.dropped.extend(rows.iter().map(|row| row.get::<_, String>(0)));
     }
-    let held = client.query("select throughline.hold_unpublished_outbox()", &[]).await;
+    let held = client.query("select throughline.hold_unpublished_outbox(make_interval(mins => $1))", &[&outbox]).await;
     let held = held.map_err(StoreError::at("set unpublished rows of the past apart"))?;
     turn.held.extend(held.iter().map(|row| row.get::<_, String>(0)));
     Ok(turn)

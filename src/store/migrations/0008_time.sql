@@ -86,6 +86,12 @@ begin
     execute format('alter table throughline.%I drop constraint within_span', child);
 end $$;
 
+-- Where the partitions begin that are made and not dropped: a width before the one of now.
+create function throughline.first_span(width interval) returns timestamptz
+language sql stable set search_path = pg_catalog as $$
+    select date_bin(width, now(), '2000-01-01 00:00:00+00') - width
+$$;
+
 -- Makes what lacks in [now - one width, now + ahead widths], whatever widths were set before: a hole is
 -- filled by a partition that fits it. Names carry the lower bound in UTC. Returns how many were made; stops
 -- at the first lock that is refused, and the next turn goes on (lock_timeout; nothing queues behind us).
@@ -96,9 +102,8 @@ create or replace function throughline.create_time_partitions(parent text, width
 returns int language plpgsql security definer
 set search_path = pg_catalog set lock_timeout = '200ms' set timezone = 'UTC' set datestyle = 'ISO' as $$
 declare
-    origin constant timestamptz := '2000-01-01 00:00:00+00';
-    place  timestamptz := date_bin(width, now(), origin) - width;
-    goal   timestamptz := date_bin(width, now(), origin) + (ahead + 1) * width;
+    place   timestamptz := throughline.first_span(width);
+    goal    timestamptz := place + (ahead + 2) * width;
     reached timestamptz;
     known   record;
     child   text;
@@ -118,7 +123,7 @@ begin
         union all select goal, goal order by 1
     loop
         while place < known.lower_bound loop
-            reached := least(date_bin(width, place, origin) + width, known.lower_bound);
+            reached := least(date_bin(width, place, '2000-01-01 00:00:00+00') + width, known.lower_bound);
             child := parent || '_' || to_char(place, 'YYYYMMDD"T"HH24MISS');
             begin
                 execute format('create table throughline.%I (like throughline.%I including all)', child, parent);
@@ -135,9 +140,11 @@ begin
     return created;
 end $$;
 
--- Drops the outbox partitions that ended a width ago and hold no row beyond the relay's watermark. Dropping
--- locks the parent against everybody: at the first refusal (lock_timeout) the turn is over.
-create or replace function throughline.drop_published_outbox() returns setof text
+-- Drops the outbox partitions that are not made any more and hold no row beyond the relay's watermark. Dropping
+-- locks the parent against everybody: at the first refusal (lock_timeout) the turn is over. The defaults are
+-- for programs of before, which give no width.
+drop function throughline.drop_published_outbox();
+create function throughline.drop_published_outbox(width interval default '30 min') returns setof text
 language plpgsql security definer set search_path = pg_catalog set lock_timeout = '200ms' as $$
 declare
     old record;
@@ -151,7 +158,7 @@ begin
     end if;
     for old in
         select name from throughline.spans('outbox')
-        where upper_bound + (upper_bound - lower_bound) < now() order by lower_bound
+        where upper_bound <= throughline.first_span(width) order by lower_bound
     loop
         -- A first look without any lock, so that the lock is only asked for when it will be used.
         execute format(is_pending, old.name) into pending;
@@ -181,7 +188,7 @@ end $$;
 --
 -- Rows are copied under SHARE on that partition: its time is over by a width, so nobody writes there, and
 -- the relay reads on. Only the exchange itself locks the parent, and is given up when it is refused.
-create function throughline.hold_unpublished_outbox() returns setof text
+create function throughline.hold_unpublished_outbox(width interval) returns setof text
 language plpgsql security definer set search_path = pg_catalog set lock_timeout = '200ms' as $$
 declare
     old record;
@@ -194,7 +201,7 @@ begin
     end if;
     for old in
         select name, lower_bound, upper_bound from throughline.spans('outbox')
-        where upper_bound + (upper_bound - lower_bound) < now() and name not like '%\_held' order by lower_bound
+        where upper_bound <= throughline.first_span(width) and name not like '%\_held' order by lower_bound
     loop
         execute format('
             select count(*) filter (where last > published), count(*) filter (where last <= published)
@@ -224,7 +231,8 @@ end $$;
 -- Drops the outcome partitions that ended longer than keep ago, and into which nothing was written for as
 -- long by time that passed. What was written there shows in counters that only grow (a crash sets one of
 -- them back, which counts as a change).
-create or replace function throughline.drop_old_commands(keep interval) returns setof text
+drop function throughline.drop_old_commands(interval);
+create function throughline.drop_old_commands(keep interval, width interval default '10 days') returns setof text
 language plpgsql security definer set search_path = pg_catalog set lock_timeout = '200ms' as $$
 declare
     old record;
@@ -236,7 +244,7 @@ begin
     for old in select * from throughline.spans('commands') order by lower_bound loop
         quiet := throughline.unchanged_for('outcomes ' || old.name,
             format('%s rows, %s bytes', pg_stat_get_tuples_inserted(old.child), pg_relation_size(old.child)));
-        continue when quiet < keep or old.upper_bound >= now() - keep;
+        continue when quiet < keep or old.upper_bound >= least(now() - keep, throughline.first_span(width));
         begin
             execute format('drop table throughline.%I', old.name);
             delete from throughline.unchanged where thing = 'outcomes ' || old.name;
@@ -286,10 +294,12 @@ begin
 end $$;
 
 revoke all on function throughline.pass_time(interval, interval), throughline.unchanged_for(text, text),
-    throughline.spans(text), throughline.covered_until(text), throughline.hold_unpublished_outbox(),
-    throughline.attach_span(text, text, timestamptz, timestamptz), throughline.holds(timestamptz, timestamptz) from public;
+    throughline.spans(text), throughline.covered_until(text), throughline.first_span(interval),
+    throughline.drop_published_outbox(interval), throughline.drop_old_commands(interval, interval),
+    throughline.hold_unpublished_outbox(interval), throughline.attach_span(text, text, timestamptz, timestamptz), throughline.holds(timestamptz, timestamptz) from public;
 grant execute on function throughline.pass_time(interval, interval), throughline.covered_until(text),
-    throughline.hold_unpublished_outbox() to throughline_maintenance;
+    throughline.drop_published_outbox(interval), throughline.drop_old_commands(interval, interval),
+    throughline.hold_unpublished_outbox(interval) to throughline_maintenance;
 grant execute on function throughline.holds(timestamptz, timestamptz) to throughline_relay, throughline_reader;
 -- A writer whose rows have no partition, since the clock was set, makes it and goes on.
 grant execute on function throughline.create_time_partitions(text, interval, int) to throughline_writer;
