@@ -9,6 +9,8 @@ mod harness;
 #[path = "../outbox/mod.rs"]
 mod outbox;
 
+mod events;
 mod leaps;
 mod server;
 mod spans;
+mod telling;

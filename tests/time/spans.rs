@@ -119,10 +119,13 @@ async fn a_long_dump_holds_nobody_up() {
         .unwrap();
     let processor = Running::start(&harness.settings).await;
     let (relay, token, _) = outbox::start(&harness.settings);
+    // The processor has its partitions.
+    let (source, first) = (Source::new(&harness), Uuid::now_v7());
+    source.produce(&[command(&harness, &place(Uuid::now_v7(), first))]);
+    decided(&client, &[first]).await;
     dump(&dumper).await;
 
     let turns = tokio::spawn(keep_house(harness.settings.clone()));
-    let source = Source::new(&harness);
     let stop = CancellationToken::new();
     let waits = tokio::spawn(longest_lock_wait(harness.client().await, stop.clone()));
     let mut longest = Duration::ZERO;
@@ -143,7 +146,7 @@ async fn a_long_dump_holds_nobody_up() {
     assert!(made >= 180, "{made} partitions");
     // A refusal is 200 ms; the rest is what a busy machine adds.
     assert!(locked < 1.0, "somebody waited {locked} s for a lock");
-    assert!(longest < Duration::from_secs(8), "a command waited {longest:?}");
+    assert!(longest < Duration::from_secs(2), "a command waited {longest:?}");
 
     dumper.batch_execute("rollback").await.unwrap();
     eventually("what was published goes", async || {
