@@ -41,6 +41,9 @@ header openssl/ssl.h || need libssl-dev "OpenSSL's headers"
 header zlib.h || need zlib1g-dev "zlib's headers"
 if have cc || have gcc; then header stdio.h || need libc6-dev "the C library's headers"; fi
 have kcat || need kcat kcat
+# Tests set the clock of a PostgreSQL of their own.
+ls /usr/lib/*/faketime/libfaketime.so.1 /usr/lib/faketime/libfaketime.so.1 /usr/local/lib/faketime/libfaketime.so.1 2>/dev/null |
+    grep -q . || need libfaketime libfaketime
 # The tests read the events topic with the stock Python client, in an environment of its own.
 have python3 || need python3 'Python 3'
 if ! python3 -c 'import venv, ensurepip' 2>/dev/null; then need python3-venv "Python's venv module"; fi

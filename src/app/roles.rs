@@ -90,8 +90,8 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                 processor::run::<OrdersContext>(settings, codec.clone(), wake.clone(), health, shutdown),
             ),
             Role::Relay => {
-                lifecycle.spawn("relay", relay::run(settings.clone(), wake.clone(), health, shutdown.clone()));
-                lifecycle.spawn("maintenance", maintenance::run(settings, shutdown));
+                lifecycle.spawn("relay", relay::run(settings.clone(), wake.clone(), health.clone(), shutdown.clone()));
+                lifecycle.spawn("maintenance", maintenance::run(settings, health, shutdown));
             }
             Role::Projection(name) => {
                 for projection in orders::projections::all().into_iter().filter(|one| one.read_model().name == name) {

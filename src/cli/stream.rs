@@ -83,7 +83,7 @@ fn until<'a>(all: &'a [StoredEvent], args: &ShowArgs) -> anyhow::Result<&'a [Sto
             bail!("stream {} has versions 1 to {}; there is no {version}", args.id, last.version);
         }
         (Some(version), _) => all.partition_point(|event| event.version <= version),
-        (None, Some(time)) => all.partition_point(|event| event.recorded_at <= time),
+        (None, Some(time)) => all.iter().take_while(|event| event.recorded_at <= time).count(),
         (None, None) => all.len(),
     };
     match &all[..kept] {

@@ -16,6 +16,8 @@ pub(super) enum Failure {
     /// The database is away or asked to try again. The outcome of a commit may be unknown: the
     /// compare-and-set of the next try finds out.
     Transient(String),
+    /// The batch's time has no partition to go to: the database's clock was set, or nobody keeps house.
+    NoPartition(String),
     /// Some command of the batch carries what the database refuses.
     Data(String),
     /// The command at this index of the batch fails by itself.
@@ -32,6 +34,7 @@ impl Failure {
         move |error| {
             let reason = format!("{step}: {}", store::describe(&error));
             match error.code() {
+                _ if store::is_without_partition(&error) => Self::NoPartition(reason),
                 _ if store::is_transient(&error) => Self::Transient(reason),
                 // 22 data exception, 23 constraint, 54 program limit: about the values at hand.
                 Some(code) if ["22", "23", "54"].iter().any(|class| code.code().starts_with(class)) => {

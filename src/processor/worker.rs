@@ -17,6 +17,7 @@ use crate::engine::BoundedContext;
 use crate::health::Heartbeat;
 use crate::kafka::{Claim, Consumer, TopicPartition};
 use crate::settings::Settings;
+use crate::store::partitions;
 
 use super::batch::{Batch, Source};
 use super::cache::States;
@@ -152,7 +153,7 @@ impl<C: BoundedContext> Worker<C> {
                 Err(failure) => failure,
             };
             match failure {
-                Failure::Transient(reason) => {
+                Failure::Transient(reason) | Failure::NoPartition(reason) => {
                     let wait = backoff.failed(&reason);
                     self.heartbeat.not_ready(reason);
                     todo.push(batch);
@@ -217,10 +218,18 @@ impl<C: BoundedContext> Worker<C> {
             }
             Err(failure) => {
                 // A connection that cannot even roll back is dropped, and the server does it.
-                if session.client.batch_execute("rollback").await.is_ok()
-                    && matches!(failure, Failure::Command(..) | Failure::Corrupt(_) | Failure::Data(_))
-                {
-                    self.session = Some(session);
+                let rolled_back = session.client.batch_execute("rollback").await.is_ok();
+                if !rolled_back {
+                    return Err(failure);
+                }
+                match failure {
+                    // Whoever keeps house has not seen yet that the clock was set; the next try finds them.
+                    Failure::NoPartition(_) => {
+                        partitions::extend(&session.client, &self.settings.database).await?;
+                        self.session = Some(session);
+                    }
+                    Failure::Command(..) | Failure::Corrupt(_) | Failure::Data(_) => self.session = Some(session),
+                    Failure::Transient(_) | Failure::Unknown(_) => {}
                 }
                 Err(failure)
             }

@@ -2,7 +2,8 @@
 //!
 //! A task of its own with a connection of its own, so that neither a slow read nor a slow broker
 //! delays a renewal. PostgreSQL is authoritative, and only its clock tells whether a lease ran out;
-//! here a monotonic deadline, taken before the renewal was sent, tells when it could have. Every move
+//! here a monotonic deadline, taken before the renewal was sent, tells when it could have. A lease that a clock
+//! dated before it was set back is not believed (`throughline.holds`). Every move
 //! is a compare-and-set on the epoch: who lost it learns so at its next statement.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,28 +148,30 @@ struct Connection {
 }
 
 const ENLIST: &str = "
-    insert into throughline.relay_members as m (owner, expires_at) values ($1, now() + make_interval(secs => $2))
-    on conflict (owner) do update set expires_at = excluded.expires_at";
+    insert into throughline.relay_members as m (owner, renewed_at, expires_at)
+    values ($1, now(), now() + make_interval(secs => $2))
+    on conflict (owner) do update set renewed_at = excluded.renewed_at, expires_at = excluded.expires_at";
 const RENEW: &str = "
-    update throughline.relay_leases l set expires_at = now() + make_interval(secs => $2)
+    update throughline.relay_leases l set renewed_at = now(), expires_at = now() + make_interval(secs => $2)
     from unnest($3::int[], $4::smallint[], $5::bigint[]) as held (partition, topic, epoch)
     where l.partition = held.partition and l.topic = held.topic and l.epoch = held.epoch and l.owner = $1
     returning l.partition, l.topic";
 const MEMBERS: &str = "
-    select owner from throughline.relay_members where expires_at > now() order by owner";
+    select owner from throughline.relay_members where throughline.holds(renewed_at, expires_at) order by owner";
 const LEASES: &str = "
-    select l.partition, l.topic, t.name, l.epoch, l.owner <> '' and l.expires_at > now()
+    select l.partition, l.topic, t.name, l.epoch,
+           l.owner <> '' and throughline.holds(l.renewed_at, l.expires_at)
     from throughline.relay_leases l join throughline.topics t on t.id = l.topic order by l.partition, l.topic";
 const ACQUIRE: &str = "
     with free as (
         select l.partition, l.topic from throughline.relay_leases l
         join unnest($3::int[], $4::smallint[], $5::bigint[]) as seen (partition, topic, epoch)
           on l.partition = seen.partition and l.topic = seen.topic and l.epoch = seen.epoch
-        where l.owner = '' or l.expires_at <= now()
+        where l.owner = '' or not throughline.holds(l.renewed_at, l.expires_at)
         order by l.partition, l.topic
         for update of l skip locked)
     update throughline.relay_leases l
-    set owner = $1, epoch = l.epoch + 1, expires_at = now() + make_interval(secs => $2), updated_at = now(),
+    set owner = $1, epoch = l.epoch + 1, renewed_at = now(), expires_at = now() + make_interval(secs => $2), updated_at = now(),
         halted = null
     from free where l.partition = free.partition and l.topic = free.topic
     returning l.partition, l.topic, l.epoch, l.published";
@@ -332,9 +335,13 @@ async fn prepare(settings: &Settings) -> Result<Connection, StoreError> {
         client.prepare(RELEASE),
     )
     .map_err(at)?;
-    // Relays that ended without leaving; an hour is far beyond any lease.
+    // Relays that ended without leaving, also before the clock was set back; an hour is far beyond any lease.
     client
-        .execute("delete from throughline.relay_members where expires_at < now() - interval '1 hour'", &[])
+        .execute(
+            "delete from throughline.relay_members
+             where greatest(now() - expires_at, renewed_at - now()) > interval '1 hour'",
+            &[],
+        )
         .await
         .map_err(StoreError::at("forget relays of the past"))?;
     Ok(Connection { client, enlist, renew, members, leases, acquire, release })

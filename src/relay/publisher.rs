@@ -205,8 +205,11 @@ impl ProducerContext for Deliveries {
 }
 
 fn seconds_since(created_ms: i64) -> f64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as i64);
-    (now - created_ms).max(0) as f64 / 1_000.0
+    (now_ms() - created_ms).max(0) as f64 / 1_000.0
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as i64)
 }
 
 /// The producer's options. Order and gaplessness are not for sale: they come after the operator's own.
@@ -296,7 +299,9 @@ impl Publisher {
                 .partition(record.target.partition)
                 .key(record.key)
                 .payload(record.value)
-                .timestamp(record.created_ms)
+                // A broker refuses a record from the future: one that the database dated under a clock which was
+                // put right since would stop its partition until then. `ce_time` says what the row says.
+                .timestamp(record.created_ms.min(now_ms()))
                 .headers(record.headers),
         );
         let Err((error, refused)) = outcome else { return Handed::Taken };

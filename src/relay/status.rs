@@ -85,7 +85,7 @@ pub async fn read(client: &Client) -> Result<Vec<PartitionStatus>, StoreError> {
             "select t.name, l.partition, greatest(c.last_seq - l.published, 0),
                     case when oldest.created_at is not null
                          then greatest(extract(epoch from now() - oldest.created_at), 0)::float8 end, l.published, c.last_seq,
-                    case when l.owner <> '' and l.expires_at > now() then l.owner end, l.epoch, l.halted
+                    case when l.owner <> '' and throughline.holds(l.renewed_at, l.expires_at) then l.owner end, l.epoch, l.halted
              from throughline.relay_leases l
              join throughline.topics t on t.id = l.topic
              join throughline.counters c on c.partition = l.partition and c.topic = l.topic

@@ -15,7 +15,7 @@ pub struct Destination {
     pub partitions: i32,
 }
 
-/// Registers a destination with its counters and leases; idempotent.
+/// Registers a destination with its counters, its leases and its part of the event store; idempotent.
 ///
 /// # Errors
 /// A destination that exists with another partition count is refused.
@@ -52,6 +52,10 @@ pub async fn register(client: &mut Client, name: &str, partitions: i32) -> Resul
             .await
             .map_err(StoreError::at("create a topic's counters and leases"))?;
     }
+    transaction
+        .execute("select throughline.create_event_partitions($1)", &[&partitions])
+        .await
+        .map_err(StoreError::at("create the event store's partitions"))?;
     transaction.commit().await.map_err(StoreError::at("commit a topic"))?;
     Ok(destination)
 }

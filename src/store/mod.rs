@@ -62,6 +62,12 @@ pub fn is_transient(error: &tokio_postgres::Error) -> bool {
     }
 }
 
+/// Whether a row has a time for which there is no partition. A check that a row breaks has the same code, and a
+/// name.
+pub fn is_without_partition(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|db| db.code().code() == "23514" && db.constraint().is_none())
+}
+
 /// The server's own message where there is one; the driver's `Display` hides it.
 pub fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {

@@ -61,6 +61,14 @@ async fn reads_show_what_a_token_stands_for() {
     server.read(&format!("{order}/history?atTime=1999-01-01T00:00:00Z")).await.is_problem(404, "NOT_FOUND");
     server.read(&format!("{order}/history?atVersion=3")).await.is_problem(404, "NOT_FOUND");
     server.read(&format!("{order}/history?atVersion=1&atTime={at_time}")).await.is_problem(400, "INVALID_REQUEST");
+    // Had the clock been a day ahead at first, the second event would not be there before the first.
+    let ahead = "update read.order_history set recorded_at = recorded_at + interval '1 day' where version = 1";
+    harness.client().await.execute(ahead, &[]).await.unwrap();
+    server.read(&format!("{order}/history?atTime={at_time}")).await.is_problem(404, "NOT_FOUND");
+    assert_eq!(
+        server.read(&format!("{order}/history?atTime=2999-01-01T00:00:00Z")).await.body["state"]["status"],
+        "paid"
+    );
 
     let customer = read_after(&server, "/api/customers/customer-42", token).await;
     assert_eq!(customer.body["orders"], 1);

@@ -211,6 +211,19 @@ async fn stream_shows_states(harness: &Harness, order: Uuid) {
     assert!(text.contains("~ status: \"placed\" -> \"paid\"") && text.contains("state at version 3"), "{text}");
     assert!(show(&["--at-version", "4"]).await.stderr.contains("versions 1 to 3"));
     assert!(show(&["--at-time", "2001-01-01T00:00:00Z"]).await.stderr.contains("had no event yet"));
+    // Had the clock been a day ahead at the first event, the others would not be there before it.
+    let set_clock = async |days: &str| {
+        let statement = format!(
+            "alter table throughline.events disable trigger events_are_immutable;
+             update throughline.events set recorded_at = recorded_at + interval '{days} days'
+             where stream_id = '{id}' and version = 1;
+             alter table throughline.events enable trigger events_are_immutable"
+        );
+        harness.client().await.batch_execute(&statement).await.expect("the clock was set");
+    };
+    set_clock("1").await;
+    assert!(show(&["--at-time", paid_at]).await.stderr.contains("had no event yet"));
+    set_clock("-1").await;
     let unknown = run(harness, &["stream", "show", &Uuid::now_v7().to_string()]).await;
     assert_eq!(unknown.code, 1);
     assert!(unknown.stderr.contains("no stream"), "{}", unknown.stderr);

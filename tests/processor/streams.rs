@@ -95,8 +95,9 @@ async fn snapshots_stand_for_the_past() {
 
     // The stream grows by a past of 100,000 events that nobody could read: none of them is.
     client.batch_execute(LONG_PAST).await.expect("a long past");
-    let scans = "select coalesce(sum(idx_scan), 0)::bigint from pg_stat_user_indexes where relname = 'events'";
-    let read = "select coalesce(sum(idx_tup_read), 0)::bigint from pg_stat_user_indexes where relname = 'events'";
+    let scans = "select coalesce(sum(idx_scan), 0)::bigint from pg_stat_user_indexes where relname ~ '^events_[0-9]+$'";
+    let read =
+        "select coalesce(sum(idx_tup_read), 0)::bigint from pg_stat_user_indexes where relname ~ '^events_[0-9]+$'";
     let (scans_before, before) = (number(&client, scans).await, number(&client, read).await);
     let id = Uuid::new_v4();
     source.produce(&[command(&harness, &pay(order, id, "0.10"))]);

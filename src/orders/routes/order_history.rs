@@ -121,7 +121,8 @@ fn moment(text: &str) -> Result<Timestamp, Problem> {
     text.parse::<Timestamp>().ok().filter(|at| at.as_second() >= -62_135_596_800).ok_or_else(invalid)
 }
 
-/// Events of an order after version `after`, up to a version, a time, and a number.
+/// Events of an order after version `after`, up to a version, a time, and a number. Up to a time is all before the
+/// first event that is younger: where the clock was set back, picking by the time would leave some out between.
 pub(super) async fn events(
     read: &Read,
     order_id: Uuid,
@@ -137,7 +138,8 @@ pub(super) async fn events(
                     coalesce(causation_id, command_id::text), payload
              from read.order_history
              where order_id = $1 and version > $2 and ($3::bigint is null or version <= $3)
-               and ($4::timestamptz is null or recorded_at <= $4)
+               and ($4::timestamptz is null or version < coalesce(
+                    (select min(version) from read.order_history where order_id = $1 and recorded_at > $4), version + 1))
              order by version limit $5",
         )
         .await?;
