@@ -24,6 +24,7 @@
 //! | [`api`] | HTTP server, admission, problems, health | the rooms above, no context |
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
+//! | [`presence`] | which processes live and what they do with their partitions, told to PostgreSQL | `settings`, `store`, `health` |
 //! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
 //! | [`health`] | which loops live and are ready; the loops tell | nothing of ours |
 //!
@@ -48,6 +49,7 @@ pub mod engine;
 pub mod health;
 pub mod kafka;
 pub mod orders;
+pub mod presence;
 pub mod processor;
 pub mod projection;
 pub mod relay;

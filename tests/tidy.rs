@@ -15,6 +15,7 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("settings", &[]),
         ("store", &["settings", "crash"]),
         ("kafka", &["settings", "engine", "crash", "health"]),
+        ("presence", &["settings", "store", "health"]),
         ("avro", &["engine", "settings", "store"]),
         ("orders", &["engine", "avro", "api", "store", "settings"]),
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),

@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
 use tokio::sync::oneshot;
@@ -14,7 +15,7 @@ use uuid::Uuid;
 use super::admission::{LANE_HEADER, Permit, Way};
 use super::problem::{KAFKA_UNAVAILABLE, Problem};
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, client, headers};
+use crate::kafka::{KafkaError, client, headers, voice};
 use crate::settings::Settings;
 
 /// One command, ready for its topic.
@@ -48,8 +49,12 @@ struct Pending {
 struct Deliveries;
 
 impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        voice::log(level, facility, message);
+    }
+
     fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "the command producer");
+        voice::error(&error, reason);
     }
 }
 

@@ -106,7 +106,7 @@ pub async fn run(
     ];
     let router = router(api.clone(), routes, others, refusals, authenticator);
     let wait = Duration::from_millis(http.shutdown_wait_ms);
-    let served = serve(router, ("api", http.listen), tls, wait, shutdown).await;
+    let served = serve(router, ("api", http.listen), tls, wait, |_| {}, shutdown).await;
     helpers.cancel();
     for task in tasks {
         if let Err(error) = task.await {
@@ -223,12 +223,14 @@ pub(super) async fn serve(
     (name, listen): (&'static str, SocketAddr),
     tls: Option<RustlsConfig>,
     wait: Duration,
+    on_bound: impl FnOnce(SocketAddr),
     shutdown: CancellationToken,
 ) -> Result<(), ApiError> {
     let error = |source| ApiError::Listen { listen, source };
     let listener = std::net::TcpListener::bind(listen).map_err(error)?;
     listener.set_nonblocking(true).map_err(error)?;
     let bound = listener.local_addr().map_err(error)?;
+    on_bound(bound);
     tracing::info!(address = %bound, tls = tls.is_some(), "{name} listens");
     let handle = Handle::new();
     let stopper = handle.clone();

@@ -9,21 +9,30 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::health::{Heartbeat, Told};
 use crate::projection;
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, StoreError, connect, partitions};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Turns until cancelled.
-pub async fn run(settings: Arc<Settings>, shutdown: CancellationToken) -> Result<(), StoreError> {
-    while shutdown.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
-        if let Err(error) = turn(&settings).await {
-            metrics::counter!("throughline_maintenance_failures_total").increment(1);
-            tracing::warn!(%error, "maintenance could not be done; next try in a minute");
+/// Turns until cancelled. What a turn cannot do harms nobody for hours: it is told, and takes nobody out.
+pub async fn run(settings: Arc<Settings>, heartbeat: Heartbeat, shutdown: CancellationToken) -> Result<(), StoreError> {
+    heartbeat.ready();
+    let told = Told::new("maintenance cannot be done");
+    let pause = || heartbeat.during(tokio::time::sleep(INTERVAL));
+    loop {
+        if shutdown.run_until_cancelled(pause()).await.is_none() {
+            return Ok(());
+        }
+        match heartbeat.during(turn(&settings)).await {
+            Ok(()) => drop(told.well()),
+            Err(error) => {
+                metrics::counter!("throughline_maintenance_failures_total").increment(1);
+                told.failed(&error.to_string());
+            }
         }
     }
-    Ok(())
 }
 
 async fn turn(settings: &Settings) -> Result<(), StoreError> {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{FOUND_FALSE, Output};
 use crate::app::install;
 use crate::kafka::client;
+use crate::kafka::voice::Quiet;
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, commands, connect};
 
@@ -64,7 +65,7 @@ async fn send(file: &str, lane: &str, settings: &Settings) -> anyhow::Result<Exi
             .and_then(|mut file| file.read_to_string(&mut text))
             .with_context(|| format!("cannot read {path}"))?,
     };
-    let producer: FutureProducer = client::producer(&settings.kafka, 5).create()?;
+    let producer: FutureProducer<Quiet> = client::producer(&settings.kafka, 5).create_with_context(Quiet)?;
     let wait = Duration::from_millis(u64::from(settings.kafka.request_timeout_ms));
     let mut sent = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {

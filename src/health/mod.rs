@@ -235,15 +235,17 @@ impl Heartbeat {
     /// that the task and its thread turn, which is all that a restart could mend. `what` tells what has no
     /// answer when it takes long; whoever goes on after it says that it is ready.
     pub async fn while_waiting<T>(&self, what: &str, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
         let started = Instant::now();
-        loop {
-            match tokio::time::timeout(BEAT_EVERY, &mut work).await {
-                Ok(done) => return done,
-                Err(_) if started.elapsed() < ANSWER_WAIT => self.beat(),
-                Err(_) => self.not_ready(format!("{what}: no answer for {} s", started.elapsed().as_secs())),
-            }
-        }
+        let turn = || match started.elapsed() {
+            waited if waited < ANSWER_WAIT => self.beat(),
+            waited => self.not_ready(format!("{what}: no answer for {} s", waited.as_secs())),
+        };
+        turning(work, turn).await
+    }
+
+    /// Beats while `work` is done, which nobody misses however long it takes.
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        turning(work, || self.beat()).await
     }
 
     /// Watches over a thread: dropped by a panic it tells that the loop is dead, which only a restart cures;
@@ -266,6 +268,17 @@ impl Heartbeat {
         if let Some(component) = self.health.lock().get_mut(&*self.name) {
             component.last_beat = Instant::now();
             change(component);
+        }
+    }
+}
+
+/// Waits for `work`, with a `turn` every second.
+async fn turning<T>(work: impl Future<Output = T>, turn: impl Fn()) -> T {
+    let mut work = pin!(work);
+    loop {
+        match tokio::time::timeout(BEAT_EVERY, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => turn(),
         }
     }
 }

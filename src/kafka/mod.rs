@@ -11,10 +11,12 @@ pub mod headers;
 pub mod mailbox;
 mod panics;
 mod poller;
+pub mod probe;
 mod rebalance;
 pub mod record;
 pub mod topic_id;
 pub mod topics;
+pub mod voice;
 
 pub use consumer::{Consumer, ConsumerOptions, PartitionOwner};
 pub use mailbox::{Batch, Claim, Mailbox};

@@ -252,7 +252,7 @@ fn start_consumers<C: BoundedContext>(
             owner: owner.clone(),
             on_lost: processor.on_lost_offsets,
             topic_ids: scope.topic_ids.clone(),
-            kafka: offsets::inquirer(&settings.kafka)?,
+            kafka: client::inquirer(&settings.kafka)?,
             request_wait: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms)),
         };
         consumers.push(Consumer::start(options, owner)?);
@@ -298,7 +298,7 @@ fn watch<C: BoundedContext>(
     consumers: &Arc<Vec<Consumer>>,
 ) -> Result<Watch, ProcessorError> {
     Ok(Watch {
-        kafka: Arc::new(offsets::inquirer(&settings.kafka)?),
+        kafka: Arc::new(client::inquirer(&settings.kafka)?),
         request_wait: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms)),
         topics: names.lanes().to_vec(),
         consumers: consumers.clone(),

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::Consumer as _;
 use tokio_util::sync::CancellationToken;
 
+use crate::kafka::client::Inquirer;
 use crate::kafka::{Consumer, topic_id};
 
 use super::offsets::TopicIds;
@@ -19,7 +20,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// What is watched.
 pub(super) struct Watch {
-    pub kafka: Arc<BaseConsumer>,
+    pub kafka: Arc<Inquirer>,
     pub request_wait: Duration,
     /// One a lane.
     pub topics: Vec<String>,

@@ -64,7 +64,7 @@ async fn supervise<E: Send + Sync + 'static>(
 ) -> Result<(), ProjectionLoopError> {
     let mut told = String::new();
     while !shutdown.is_cancelled() {
-        let waiting = match state::readiness(projector).await {
+        let waiting = match heartbeat.while_waiting("the projection's state", state::readiness(projector)).await {
             Ok(Readiness::Ready) => {
                 told.clear();
                 heartbeat.ready();
@@ -159,7 +159,8 @@ async fn consume<E: Send + Sync + 'static>(
             () = shutdown.cancelled() => return Ok(()),
             _ = tick.tick() => {
                 announce(&mut announced, consumer, mailbox);
-                match state::sample(&mut applier).await {
+                let heartbeat = applier.heartbeat.clone();
+                match heartbeat.while_waiting("the projection's state", state::sample(&mut applier)).await {
                     Ok(Readiness::Ready) => applier.heartbeat.ready(),
                     Ok(Readiness::Waiting(_)) => return Ok(()),
                     // The batches notice as well, and keep trying.

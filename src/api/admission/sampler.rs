@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::super::lane::Lane;
 use super::Admission;
 use crate::health::Heartbeat;
+use crate::kafka::client::Inquirer;
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{KafkaError, client};
 use crate::settings::Settings;
@@ -36,7 +37,7 @@ pub struct Sampler {
     admission: Arc<Admission>,
     names: TopicNames,
     database: Database,
-    consumer: Arc<BaseConsumer>,
+    consumer: Arc<Inquirer>,
     partitions: i32,
     every: Duration,
     request_wait: Duration,
@@ -63,7 +64,7 @@ impl Sampler {
         database: Database,
     ) -> Result<Self, KafkaError> {
         let config = client::consumer(&settings.kafka, &names.overflow_group(), "");
-        let consumer = config.create().map_err(|error| KafkaError::Settings(error.to_string()))?;
+        let consumer = client::inquirer_of(&config)?;
         Ok(Self {
             admission,
             names: names.clone(),
