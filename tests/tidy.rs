@@ -16,6 +16,7 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("store", &["settings", "crash"]),
         ("kafka", &["settings", "engine", "crash", "health"]),
         ("presence", &["settings", "store", "health"]),
+        ("status", &["settings", "store", "health", "kafka", "presence", "relay", "projection"]),
         ("avro", &["engine", "settings", "store"]),
         ("orders", &["engine", "avro", "api", "store", "settings"]),
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
