@@ -12,7 +12,7 @@ use crate::app::install;
 use crate::health::PartitionState;
 use crate::orders;
 use crate::settings::Settings;
-use crate::status::{self, Live, PAUSED, PartitionRow, Projected, Report, Subject};
+use crate::status::{self, Live, PAUSED, PartitionRow, Projected, Report, Subject, UNKNOWN};
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -99,7 +99,7 @@ fn notable(partitions: &[PartitionRow]) -> Vec<Value> {
     let mut rows = Vec::new();
     for alike in partitions.chunk_by(|a, b| (&a.loop_name, &a.topic, &a.state) == (&b.loop_name, &b.topic, &b.state)) {
         let first = &alike[0];
-        if [running, PAUSED].contains(&first.state.as_str()) {
+        if [running, PAUSED, UNKNOWN].contains(&first.state.as_str()) {
             continue;
         }
         let last = &alike[alike.len() - 1];

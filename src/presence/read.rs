@@ -48,7 +48,7 @@ pub struct Seen {
 /// All processes on record, living ones first, and what the living ones do.
 pub async fn processes(client: &impl GenericClient) -> Result<(Vec<Process>, Vec<Seen>), StoreError> {
     // On both sides: after a leap of the clock a row may lie in the future, until the next heartbeat.
-    let alive = "abs(extract(epoch from clock_timestamp() - seen_at)) <= $1";
+    let alive = "abs(extract(epoch from clock_timestamp() - seen_at)::float8) <= $1";
     let processes = format!(
         "select id, host, pid, roles, admin, version, started_at, seen_at, {alive}
          from throughline.processes order by 9 desc, host, pid, started_at"

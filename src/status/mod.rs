@@ -110,7 +110,7 @@ pub struct PartitionRow {
     pub loop_name: String,
     pub topic: String,
     pub partition: i32,
-    /// A name of [`PartitionState`], or `unowned`, or `paused`.
+    /// A name of [`PartitionState`], or `unowned`, `paused`, or `unknown`.
     pub state: String,
     /// `host:pid`.
     pub owner: Option<String>,
@@ -139,6 +139,8 @@ pub struct ProjectionRow {
 
 /// The state of a partition that no living process has told of.
 pub const UNOWNED: &str = "unowned";
+/// The state of every partition while PostgreSQL, where it is told, does not answer.
+pub const UNKNOWN: &str = "unknown";
 /// The state of the partitions of a projection that an operator paused.
 pub const PAUSED: &str = "paused";
 /// Lanes by falling priority, as [`TopicNames::lanes`] orders them.
@@ -233,7 +235,10 @@ fn partitions(subject: &Subject, store: Option<&StoreView>, cluster: &KafkaView)
 }
 
 fn fill(row: &mut PartitionRow, subject: &Subject, store: Option<&StoreView>, cluster: &KafkaView) {
-    let Some(store) = store else { return };
+    let Some(store) = store else {
+        row.state = UNKNOWN.to_owned();
+        return;
+    };
     if let Some((seen, owner)) = store.owner_of(&row.loop_name, &row.topic, row.partition) {
         (row.state, row.owner, row.since) = (seen.state.clone(), Some(owner), Some(seen.since));
         (row.reason, row.cure) = (seen.reason.clone(), seen.cure.clone());
