@@ -57,8 +57,6 @@ impl Default for Patience {
 struct Component {
     state: State,
     last_beat: Instant,
-    /// Why it is gone for good.
-    dead: Option<String>,
 }
 
 #[derive(Debug)]
@@ -140,7 +138,7 @@ impl Health {
     /// Registers a loop: alive from now on, not started and not ready until it says so.
     pub fn register(self: &Arc<Self>, name: impl Into<String>) -> Heartbeat {
         let name = name.into();
-        let component = Component { state: State::Starting, last_beat: Instant::now(), dead: None };
+        let component = Component { state: State::Starting, last_beat: Instant::now() };
         self.lock().insert(name.clone(), component);
         Heartbeat { health: self.clone(), name: name.into() }
     }
@@ -150,11 +148,8 @@ impl Health {
         let most = self.patience.silence_max;
         self.checks(|component| {
             let silent = component.last_beat.elapsed();
-            let hung = || {
-                (silent > most).then(|| format!("silent for {} ms, {} at most", silent.as_millis(), most.as_millis()))
-            };
-            let fault = component.dead.clone().or_else(hung);
-            (fault.is_none(), fault)
+            let hung = silent > most;
+            (!hung, hung.then(|| format!("silent for {} ms, {} at most", silent.as_millis(), most.as_millis())))
         })
     }
 
@@ -162,11 +157,10 @@ impl Health {
     /// since a moment ago is ready and tells why it may not be for long. Empty = nothing started yet.
     pub fn readiness(&self) -> Vec<Check> {
         let patience = self.patience.unready_after;
-        let mut checks = self.checks(|component| match (&component.dead, &component.state) {
-            (Some(reason), _) => (false, Some(reason.clone())),
-            (None, State::Starting) => (false, Some("starting".to_owned())),
-            (None, State::Ready) => (true, None),
-            (None, State::Failing { reason, since, was_ready }) => {
+        let mut checks = self.checks(|component| match &component.state {
+            State::Starting => (false, Some("starting".to_owned())),
+            State::Ready => (true, None),
+            State::Failing { reason, since, was_ready } => {
                 (*was_ready && since.elapsed() < patience, Some(reason.clone()))
             }
         });
@@ -248,12 +242,6 @@ impl Heartbeat {
         turning(work, || self.beat()).await
     }
 
-    /// Watches over a thread: dropped by a panic it tells that the loop is dead, which only a restart cures;
-    /// dropped otherwise, that there is no such loop any more.
-    pub fn lifeline(&self) -> Lifeline {
-        Lifeline(self.clone())
-    }
-
     /// Registers a part of this loop that beats by itself, such as a thread of its own.
     pub fn register_part(&self, part: &str) -> Self {
         self.health.register(format!("{} {part}", self.name))
@@ -279,21 +267,6 @@ async fn turning<T>(work: impl Future<Output = T>, turn: impl Fn()) -> T {
         match tokio::time::timeout(BEAT_EVERY, &mut work).await {
             Ok(done) => return done,
             Err(_) => turn(),
-        }
-    }
-}
-
-/// See [`Heartbeat::lifeline`].
-#[derive(Debug)]
-pub struct Lifeline(Heartbeat);
-
-impl Drop for Lifeline {
-    fn drop(&mut self) {
-        let Heartbeat { health, name } = &self.0;
-        if std::thread::panicking() {
-            self.0.update(|component| component.dead = Some("its thread panicked".into()));
-        } else {
-            health.lock().remove(&**name);
         }
     }
 }
@@ -370,25 +343,6 @@ mod tests {
         tokio::select! {
             () = worker.while_waiting("commit", std::future::pending()) => panic!("nobody answers"),
             check = looks => assert!(check.ok, "its timer beats: {check:?}"),
-        }
-    }
-
-    #[test]
-    fn a_thread_that_panics_is_dead_at_once_and_one_that_ends_is_gone() {
-        let health = patient(Duration::ZERO);
-        for panics in [true, false] {
-            let beat = health.register("consumer");
-            beat.ready();
-            let ended = std::thread::spawn(move || {
-                let _lifeline = beat.lifeline();
-                assert!(!panics, "on purpose");
-            });
-            assert_eq!(ended.join().is_err(), panics);
-            let told = (health.liveness(), health.readiness());
-            match panics {
-                true => assert!(!told.0[0].ok && !told.1[0].ok, "{told:?}"),
-                false => assert_eq!(told, (Vec::new(), Vec::new())),
-            }
         }
     }
 

@@ -7,6 +7,7 @@ mod claims;
 pub mod client;
 mod committed;
 pub mod consumer;
+pub mod ends;
 pub mod headers;
 pub mod mailbox;
 mod panics;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::kafka::client::Inquirer;
 use crate::kafka::{Consumer, topic_id};
 
+use super::backlog::Backlog;
 use super::offsets::TopicIds;
 
 /// Between two looks.
@@ -26,6 +27,7 @@ pub(super) struct Watch {
     pub topics: Vec<String>,
     pub consumers: Arc<Vec<Consumer>>,
     pub topic_ids: Arc<TopicIds>,
+    pub backlog: Backlog,
 }
 
 impl Watch {
@@ -36,6 +38,7 @@ impl Watch {
                 () = tokio::time::sleep(INTERVAL) => {}
                 () = stopped.cancelled() => return,
             }
+            self.backlog.measure().await;
             for (lane, topic) in self.topics.iter().enumerate() {
                 if let Some(id) = self.changed(topic).await {
                     self.reclaim(lane, topic, &id);

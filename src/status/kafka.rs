@@ -14,6 +14,7 @@ use super::Subject;
 use super::store::Place;
 use crate::kafka::client;
 use crate::kafka::client::Inquirer;
+use crate::kafka::ends;
 use crate::settings::KafkaSettings;
 
 /// The first question: does anybody answer.
@@ -143,10 +144,12 @@ fn waiting(
     let mut config = client::consumer(settings, "throughline-status", "");
     config.set("enable.partition.eof", "true").set("auto.offset.reset", "earliest");
     let client = client::inquirer_of(&config).map_err(|error| error.to_string())?;
-    let first = offsets(&client, lanes, partitions, Offset::Beginning)?;
+    let ends =
+        |which| ends::offsets(&client, lanes, partitions, which, ENDS_WAIT / 2).map_err(|error| error.to_string());
+    let first = ends(Offset::Beginning)?;
     let mut open = HashMap::new();
     let mut waiting = HashMap::new();
-    for (place, end) in offsets(&client, lanes, partitions, Offset::End)? {
+    for (place, end) in ends(Offset::End)? {
         let first = first.get(&place).copied().unwrap_or(0);
         let from = next.get(&place).copied().unwrap_or(first).max(first);
         waiting.insert(place.clone(), WaitingRecords { records: (end - from).max(0), oldest_seconds: None });
@@ -157,25 +160,6 @@ fn waiting(
     read_oldest(&client, lanes, open, &mut waiting)
         .map_err(|error| format!("read the oldest waiting commands: {error}"))?;
     Ok(waiting)
-}
-
-fn offsets(client: &Inquirer, lanes: &[String], partitions: i32, which: Offset) -> Result<HashMap<Place, i64>, String> {
-    let mut list = TopicPartitionList::new();
-    for topic in lanes {
-        for partition in 0..partitions {
-            list.add_partition_offset(topic, partition, which).map_err(|error| error.to_string())?;
-        }
-    }
-    if list.count() == 0 {
-        return Ok(HashMap::new());
-    }
-    let found = client.offsets_for_times(list, ENDS_WAIT / 2).map_err(|error| format!("read end offsets: {error}"))?;
-    let known = found.elements();
-    let known = known.iter().filter_map(|element| match element.offset() {
-        Offset::Offset(offset) => Some(((element.topic().to_owned(), element.partition()), offset)),
-        _ => None,
-    });
-    Ok(known.collect())
 }
 
 /// The first record of each open partition tells since when it waits. What stands before it is no record: a
