@@ -14,6 +14,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::families;
 use super::problem::{METHOD_NOT_ALLOWED, NOT_FOUND, Problem};
 use super::server::{ApiError, serve};
 use crate::health::{Check, Health, PartitionState};
@@ -43,6 +44,7 @@ pub fn install_metrics() -> Result<PrometheusHandle, ApiError> {
         PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
             .and_then(PrometheusBuilder::install_recorder)
+            .inspect(|_| families::describe())
             .map_err(|error| error.to_string())
     };
     METRICS.get_or_init(install).clone().map_err(ApiError::Metrics)

@@ -123,10 +123,12 @@ impl Leases {
             }
         }
         // Others need not wait for the leases to run out. If this fails they do wait.
-        match tokio::time::timeout(self.duration, keeper.release_all()).await {
-            Ok(Ok(())) => {}
-            failed => tracing::warn!(?failed, "relay leases were not handed back; they run out by themselves"),
-        }
+        let reason = match tokio::time::timeout(self.duration, keeper.release_all()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(late) => late.to_string(),
+        };
+        tracing::warn!(reason, "relay leases were not handed back; they run out by themselves");
         Ok(())
     }
 }
