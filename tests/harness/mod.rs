@@ -52,6 +52,11 @@ impl Harness {
     /// Settings with a fresh database and a fresh prefix; nothing is installed yet.
     pub async fn bare(name: &str) -> Self {
         let (brokers, admin_url) = services().await;
+        Self::on(name, brokers, admin_url).await
+    }
+
+    /// As [`Harness::bare`], on services that the test may hurt.
+    pub async fn on(name: &str, brokers: String, admin_url: String) -> Self {
         let moment = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_millis();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let database = format!("test_{name}_{moment}_{number}");
