@@ -4,6 +4,8 @@
 //! an answer, too. [`judge`] is pure and says what needs a person. Reads only; decides nothing.
 
 mod judge;
+#[cfg(test)]
+mod judge_tests;
 mod kafka;
 mod store;
 

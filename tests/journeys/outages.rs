@@ -20,8 +20,9 @@ const LINES_MAX: usize = 60;
 
 /// Services that this test may hurt.
 struct Own {
-    services: Services,
+    /// Goes first: it drops its database.
     harness: Harness,
+    services: Services,
     settings: DevSettings,
 }
 
@@ -120,8 +121,7 @@ async fn kafka_frozen_and_killed() {
 
     let frozen = Instant::now();
     own.signal("kafka", Signal::SIGSTOP);
-    until_unready(&admin, frozen, &["kafka"]).await;
-    until_told(&own.harness, frozen, "Kafka").await;
+    tokio::join!(until_unready(&admin, frozen, &["kafka"]), until_told(&own.harness, frozen, "Kafka"));
     let (_, said) = status(&own.harness).await;
     assert!(said["away"][0].as_str().is_some_and(|away| away.contains(&own.services.kafka_brokers)), "{said}");
     assert_eq!(said["processes"].as_array().unwrap().len(), 1, "the rest is told all the same: {said}");
@@ -134,10 +134,10 @@ async fn kafka_frozen_and_killed() {
     let before = all.count("");
     let killed = Instant::now();
     own.services.kill_kafka().await.expect("the broker dies");
-    until_unready(&admin, killed, &["kafka"]).await;
-    until_told(&own.harness, killed, "Kafka").await;
+    tokio::join!(until_unready(&admin, killed, &["kafka"]), until_told(&own.harness, killed, "Kafka"));
     lives_for(&admin, Duration::from_secs(10)).await;
     let lines = all.count("") - before;
+    println!("{lines} lines in {:?}:\n{}", killed.elapsed(), all.log());
     assert!(lines <= LINES_MAX, "{lines} lines in {:?}:\n{}", killed.elapsed(), all.log());
     own.services.start_kafka().await.expect("the broker is back");
     until_ready(&admin).await;

@@ -6,7 +6,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::Value;
 use throughline::kafka::client;
 
-use crate::harness::{Harness, eventually};
+use crate::harness::{Harness, PATIENCE, eventually};
 use crate::process::{Process, command, ended};
 
 /// What is wrong is told within this, from its beginning.
@@ -23,7 +23,7 @@ pub async fn status(harness: &Harness) -> (i32, Value) {
 /// Waits until nothing needs a person.
 pub async fn until_ok(harness: &Harness) -> Value {
     let mut last = Value::Null;
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let (code, said) = status(harness).await;
         let owned = said["partitions"]
