@@ -36,6 +36,7 @@ pub async fn run(
         match answer.await {
             Ok(Ok(())) => {
                 told.well();
+                voice::settle();
                 heartbeat.ready();
             }
             Ok(Err(error)) => {
@@ -45,7 +46,6 @@ pub async fn run(
             }
             Err(error) => heartbeat.not_ready(format!("the look at Kafka ended badly: {error}")),
         }
-        voice::settle();
         if shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
             return Ok(());
         }

@@ -14,8 +14,8 @@ use rdkafka::config::RDKafkaLogLevel as Level;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError as ClientError;
 
-/// A complaint that nobody repeats for this long is over: clients try again every two seconds at least.
-pub const QUIET_AFTER: Duration = Duration::from_secs(10);
+/// A complaint that nobody repeats for this long is over: a client says the same every 30 s, at most.
+pub const QUIET_AFTER: Duration = Duration::from_secs(45);
 /// Kinds of complaints at a time, at most; those beyond only count.
 const KINDS_MAX: usize = 64;
 
@@ -53,7 +53,12 @@ pub fn error(error: &ClientError, reason: &str) {
     };
 }
 
-/// Tells what is over. Called now and then by whoever watches over Kafka for this process.
+/// Something else that a client cannot do now.
+pub fn complain(message: &str) {
+    VOICE.complain(message);
+}
+
+/// Tells what is over. Called now and then, while somebody answers, by whoever watches over Kafka for this process.
 pub fn settle() {
     VOICE.settle(QUIET_AFTER);
 }
