@@ -24,6 +24,8 @@
 //! | [`api`] | HTTP server, admission, problems, health | the rooms above, no context |
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
+//! | [`presence`] | which processes live and what they do with their partitions, told to PostgreSQL | `settings`, `store`, `health` |
+//! | [`status`] | who lives, what waits, what stands, what is away: asked and judged | the loops, `presence`, no context |
 //! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
 //! | [`health`] | which loops live and are ready; the loops tell | nothing of ours |
 //!
@@ -48,8 +50,10 @@ pub mod engine;
 pub mod health;
 pub mod kafka;
 pub mod orders;
+pub mod presence;
 pub mod processor;
 pub mod projection;
 pub mod relay;
 pub mod settings;
+pub mod status;
 pub mod store;

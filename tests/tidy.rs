@@ -15,6 +15,8 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("settings", &[]),
         ("store", &["settings", "crash"]),
         ("kafka", &["settings", "engine", "crash", "health"]),
+        ("presence", &["settings", "store", "health"]),
+        ("status", &["settings", "store", "health", "kafka", "presence", "relay", "projection"]),
         ("avro", &["engine", "settings", "store"]),
         ("orders", &["engine", "avro", "api", "store", "settings"]),
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
@@ -118,6 +120,42 @@ fn imports_go_one_way() {
                 let ours = ["app", "cli"].contains(&named.as_str()) || doors.contains_key(named.as_str());
                 if ours && named != room && !allowed.contains(&named.as_str()) && !line.trim_start().starts_with("//") {
                     broken.push(format!("{}:{}: `{room}` may not know `{named}`", path.display(), number + 1));
+                }
+            }
+        }
+    }
+    report(broken);
+}
+
+#[test]
+fn an_error_of_the_database_says_what_the_server_said() {
+    let mut broken = Vec::new();
+    for (path, text) in sources("src") {
+        let lines: Vec<&str> = text.lines().collect();
+        for (number, line) in lines.iter().enumerate() {
+            let held = ["#[from] tokio_postgres::Error", "source: tokio_postgres::Error"];
+            let before = &lines[number.saturating_sub(3)..number];
+            if held.iter().any(|part| line.contains(part)) && !before.iter().any(|line| line.contains("describe(")) {
+                broken.push(format!("{}:{}: its text is `db error` and no more", path.display(), number + 1));
+            }
+        }
+    }
+    report(broken);
+}
+
+#[test]
+fn every_family_of_metrics_has_its_help() {
+    let all = sources("src");
+    let families = &all.iter().find(|(path, _)| path.ends_with("api/families.rs")).expect("the families").1;
+    let mut broken = Vec::new();
+    for (path, text) in &all {
+        for call in ["counter!(", "gauge!(", "histogram!("] {
+            for rest in text.split(call).skip(1) {
+                let Some(name) = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next()) else {
+                    continue;
+                };
+                if !families.contains(&format!("\"{name}\",")) {
+                    broken.push(format!("{}: {name} has no HELP in src/api/families.rs", path.display()));
                 }
             }
         }

@@ -14,9 +14,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::families;
 use super::problem::{METHOD_NOT_ALLOWED, NOT_FOUND, Problem};
 use super::server::{ApiError, serve};
-use crate::health::{Check, Health};
+use crate::health::{Check, Health, PartitionState};
 use crate::settings::Settings;
 
 /// Upper bounds of every histogram of seconds.
@@ -43,6 +44,7 @@ pub fn install_metrics() -> Result<PrometheusHandle, ApiError> {
         PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
             .and_then(PrometheusBuilder::install_recorder)
+            .inspect(|_| families::describe())
             .map_err(|error| error.to_string())
     };
     METRICS.get_or_init(install).clone().map_err(ApiError::Metrics)
@@ -70,8 +72,10 @@ pub async fn run(
             upkeep.run_upkeep();
         }
     });
+    let told = health.clone();
     let admin = Admin { health, metrics, stopping };
-    let served = serve(router(admin), ("admin", listen), None, Duration::from_millis(200), shutdown).await;
+    let bound = |address| told.admin_listens(address);
+    let served = serve(router(admin), ("admin", listen), None, Duration::from_millis(200), bound, shutdown).await;
     upkeep.abort();
     served
 }
@@ -91,11 +95,19 @@ async fn livez(State(admin): State<Admin>, query: RawQuery) -> Response {
     answer(&admin.health.liveness(), &query)
 }
 
+/// Verbose tells the partitions, too. One that stands is degraded and no more: the others of its loop go on.
 async fn readyz(State(admin): State<Admin>, query: RawQuery) -> Response {
     let mut checks = begun(admin.health.readiness());
     let stopping = admin.stopping.is_cancelled();
     checks.push(Check { name: "shutdown".into(), ok: !stopping, reason: stopping.then(|| "shutting down".into()) });
-    answer(&checks, &query)
+    let ok = checks.iter().all(|check| check.ok);
+    if !is_verbose(&query) {
+        return answer(&checks, &query);
+    }
+    let partitions = admin.health.partition_reports();
+    let degraded = partitions.iter().any(|report| report.state == PartitionState::Standing);
+    (status(ok), Json(json!({ "ok": ok, "degraded": degraded, "checks": checks, "partitions": partitions })))
+        .into_response()
 }
 
 /// Started = every loop has told what it can do at least once, ready or not. Stays so.
@@ -116,12 +128,18 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
 }
 
-fn answer(checks: &[Check], RawQuery(query): &RawQuery) -> Response {
+fn answer(checks: &[Check], query: &RawQuery) -> Response {
     let ok = checks.iter().all(|check| check.ok);
-    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let verbose = query.as_deref().is_some_and(|query| query.split('&').any(|name| name.starts_with("verbose")));
-    if verbose {
-        return (status, Json(json!({ "ok": ok, "checks": checks }))).into_response();
+    if is_verbose(query) {
+        return (status(ok), Json(json!({ "ok": ok, "checks": checks }))).into_response();
     }
-    (status, if ok { "ok\n" } else { "not ok\n" }).into_response()
+    (status(ok), if ok { "ok\n" } else { "not ok\n" }).into_response()
+}
+
+fn status(ok: bool) -> StatusCode {
+    if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+fn is_verbose(RawQuery(query): &RawQuery) -> bool {
+    query.as_deref().is_some_and(|query| query.split('&').any(|name| name.starts_with("verbose")))
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::outcomes::IDLE_TURN;
 use super::problem::{INVALID_CONSISTENCY_TOKEN, Problem};
 use crate::engine::Position;
-use crate::health::Heartbeat;
+use crate::health::{Heartbeat, Told};
 use crate::settings::Settings;
 use crate::store::{Database, StoreError};
 
@@ -117,7 +117,7 @@ impl Checkpoints {
     /// Looks while somebody waits, until cancelled.
     pub async fn run(self: Arc<Self>, database: Database, heartbeat: Heartbeat, shutdown: CancellationToken) {
         let mut pause = self.poll_min;
-        let mut failing = false;
+        let told = Told::new("checkpoints cannot be read, and waiting reads go on waiting");
         // Ready for good: whether the database answers, the admission's loop tells.
         heartbeat.ready();
         while !shutdown.is_cancelled() {
@@ -132,16 +132,13 @@ impl Checkpoints {
             }
             match standing(&database).await {
                 Ok(standing) => {
-                    failing = false;
+                    told.well();
                     let moved = *self.looks.borrow() != standing;
                     pause = if moved { self.poll_min } else { self.poll_max.min(pause * 3 / 2) };
                     self.looks.send_replace(standing);
                 }
                 Err(error) => {
-                    if !failing {
-                        tracing::warn!(%error, "checkpoints cannot be read; waiting reads go on waiting");
-                    }
-                    failing = true;
+                    told.failed(&error.to_string());
                     pause = self.poll_max;
                 }
             }

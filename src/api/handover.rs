@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
 use tokio::sync::oneshot;
@@ -13,8 +14,9 @@ use uuid::Uuid;
 
 use super::admission::{LANE_HEADER, Permit, Way};
 use super::problem::{KAFKA_UNAVAILABLE, Problem};
+use crate::health::Told;
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, client, headers};
+use crate::kafka::{KafkaError, client, headers, voice};
 use crate::settings::Settings;
 
 /// One command, ready for its topic.
@@ -36,6 +38,8 @@ pub struct CommandRecord<'a> {
 pub struct Handover {
     producer: ThreadedProducer<Deliveries>,
     names: TopicNames,
+    /// Said once, not once a request.
+    told: Told,
 }
 
 /// What a delivery report concludes.
@@ -48,8 +52,12 @@ struct Pending {
 struct Deliveries;
 
 impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        voice::log(level, facility, message);
+    }
+
     fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "the command producer");
+        voice::error(&error, reason);
     }
 }
 
@@ -82,7 +90,7 @@ impl Handover {
         config.set("message.timeout.ms", settings.http.request_timeout_ms.to_string());
         let producer =
             config.create_with_context(Deliveries).map_err(|error| KafkaError::Settings(error.to_string()))?;
-        Ok(Self { producer, names: names.clone() })
+        Ok(Self { producer, names: names.clone(), told: Told::new("commands cannot be handed over") })
     }
 
     /// Produces the command where its permit says and returns once Kafka acknowledged it.
@@ -103,16 +111,24 @@ impl Handover {
             headers = headers.insert(Header { key: LANE_HEADER, value: Some(lane.name()) });
         }
         if let Err((error, _)) = self.producer.send(message.headers(headers)) {
-            return Err(unavailable(record.command_id, &error.to_string()));
+            return Err(self.unavailable(record.command_id, &error.to_string()));
         }
         match answered.await {
-            Ok(Ok(())) => {}
-            Ok(Err(reason)) => return Err(unavailable(record.command_id, &reason)),
-            Err(_) => return Err(unavailable(record.command_id, "the producer was closed")),
+            Ok(Ok(())) => drop(self.told.well()),
+            Ok(Err(reason)) => return Err(self.unavailable(record.command_id, &reason)),
+            Err(_) => return Err(self.unavailable(record.command_id, "the producer was closed")),
         }
         let way = if matches!(way, Way::Lane(_)) { "lane" } else { "overflow" };
         metrics::counter!("throughline_admission_accepted_total", "lane" => lane.name(), "way" => way).increment(1);
         Ok(())
+    }
+
+    fn unavailable(&self, command_id: Uuid, reason: &str) -> Problem {
+        tracing::debug!(%command_id, reason, "a command was not handed over");
+        self.told.failed(reason);
+        Problem::new(KAFKA_UNAVAILABLE, "Kafka did not acknowledge the command in time; the log tells why")
+            .with_command(command_id)
+            .retry_after(1)
     }
 }
 
@@ -133,11 +149,4 @@ fn record_headers(record: &CommandRecord<'_>) -> OwnedHeaders {
         }
     }
     headers
-}
-
-fn unavailable(command_id: Uuid, reason: &str) -> Problem {
-    tracing::warn!(%command_id, reason, "a command could not be handed over");
-    Problem::new(KAFKA_UNAVAILABLE, "Kafka did not acknowledge the command in time; the log tells why")
-        .with_command(command_id)
-        .retry_after(1)
 }

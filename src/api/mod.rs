@@ -11,6 +11,7 @@ mod consistency;
 pub mod correlation;
 mod envelope;
 mod extract;
+mod families;
 mod handover;
 mod lane;
 mod openapi;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::engine::destination_partition;
-use crate::health::Heartbeat;
+use crate::health::{Heartbeat, Told};
 use crate::settings::Settings;
 use crate::store::commands::Outcome;
 use crate::store::{Database, StoreError, commands};
@@ -89,7 +89,7 @@ impl Outcomes {
         shutdown: CancellationToken,
     ) {
         let mut pause = self.poll_min;
-        let mut failing = false;
+        let told = Told::new("outcomes cannot be read, and waiting calls go on waiting");
         // Ready for good: whether the database answers, the admission's loop tells.
         heartbeat.ready();
         loop {
@@ -107,15 +107,12 @@ impl Outcomes {
             }
             match decided(&database, &events_topic, &asked).await {
                 Ok(found) => {
-                    failing = false;
+                    told.well();
                     pause = if found.is_empty() { self.poll_max.min(pause * 3 / 2) } else { self.poll_min };
                     self.answer(found);
                 }
                 Err(error) => {
-                    if !failing {
-                        tracing::warn!(%error, "outcomes cannot be read; waiting calls go on waiting");
-                    }
-                    failing = true;
+                    told.failed(&error.to_string());
                     pause = self.poll_max;
                 }
             }

@@ -212,7 +212,8 @@ impl From<crate::store::StoreError> for Problem {
         if let crate::store::StoreError::Statement { source, .. } = &error {
             return from_statement(source, &error.to_string());
         }
-        tracing::warn!(%error, correlation_id = correlation::current(), "the database does not answer a request");
+        // One line a request would be a storm: the API's own loops tell it once.
+        tracing::debug!(%error, correlation_id = correlation::current(), "the database does not answer a request");
         Self::new(DATABASE_UNAVAILABLE, "the database does not answer; the log tells why").retry_after(1)
     }
 }
@@ -226,11 +227,19 @@ impl From<tokio_postgres::Error> for Problem {
 fn from_statement(source: &tokio_postgres::Error, described: &str) -> Problem {
     // 42P01: no such table. 3F000: no such schema. 42501: tables made, rights not granted yet.
     let missing = source.code().is_some_and(|code| ["42P01", "3F000", "42501"].contains(&code.code()));
-    tracing::warn!(error = described, correlation_id = correlation::current(), "a request's statement failed");
+    let transient = crate::store::is_transient(source);
+    match transient {
+        true => {
+            tracing::debug!(error = described, correlation_id = correlation::current(), "a request's statement failed")
+        }
+        false => {
+            tracing::warn!(error = described, correlation_id = correlation::current(), "a request's statement failed")
+        }
+    }
     if missing {
         return Problem::new(READ_TABLES_MISSING, "no projection has made these read tables yet").retry_after(2);
     }
-    if crate::store::is_transient(source) {
+    if transient {
         return Problem::new(DATABASE_UNAVAILABLE, "the database does not answer; the log tells why").retry_after(1);
     }
     Problem::new(INTERNAL_ERROR, "a statement failed; the log tells why")

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -25,7 +25,7 @@ use super::outcomes::Outcomes;
 use super::problem::{INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED, Problem, REQUEST_TIMEOUT};
 use super::rate_limit::RateLimiter;
 use super::{Api, Kind, correlation, openapi};
-use crate::health::{Health, Heartbeat};
+use crate::health::{Health, Heartbeat, Told};
 use crate::kafka::KafkaError;
 use crate::kafka::topics::TopicNames;
 use crate::settings::{HttpSettings, Settings};
@@ -106,7 +106,7 @@ pub async fn run(
     ];
     let router = router(api.clone(), routes, others, refusals, authenticator);
     let wait = Duration::from_millis(http.shutdown_wait_ms);
-    let served = serve(router, ("api", http.listen), tls, wait, shutdown).await;
+    let served = serve(router, ("api", http.listen), tls, wait, |_| {}, shutdown).await;
     helpers.cancel();
     for task in tasks {
         if let Err(error) = task.await {
@@ -182,7 +182,9 @@ async fn bound_time(State(timeout): State<Duration>, request: Request, next: Nex
 
 /// Runs the drainer for as long as the server runs, again after each failure.
 async fn keep_draining(api: Arc<Api>, heartbeat: Heartbeat, shutdown: CancellationToken) {
+    let told = Told::new("overflow is not drained");
     while !shutdown.is_cancelled() {
+        let started = Instant::now();
         let (api, stop, beat) = (api.clone(), shutdown.clone(), heartbeat.clone());
         let drained =
             tokio::task::spawn_blocking(move || drain(&api.settings, &api.names, api.admission.clone(), beat, stop))
@@ -190,7 +192,7 @@ async fn keep_draining(api: Arc<Api>, heartbeat: Heartbeat, shutdown: Cancellati
         match drained {
             Ok(Ok(())) => return,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "overflow is not drained at the moment");
+                told.ended_after(started.elapsed(), &error.to_string());
                 heartbeat.not_ready(error.to_string());
             }
             Err(error) => {
@@ -223,12 +225,14 @@ pub(super) async fn serve(
     (name, listen): (&'static str, SocketAddr),
     tls: Option<RustlsConfig>,
     wait: Duration,
+    on_bound: impl FnOnce(SocketAddr),
     shutdown: CancellationToken,
 ) -> Result<(), ApiError> {
     let error = |source| ApiError::Listen { listen, source };
     let listener = std::net::TcpListener::bind(listen).map_err(error)?;
     listener.set_nonblocking(true).map_err(error)?;
     let bound = listener.local_addr().map_err(error)?;
+    on_bound(bound);
     tracing::info!(address = %bound, tls = tls.is_some(), "{name} listens");
     let handle = Handle::new();
     let stopper = handle.clone();

@@ -12,11 +12,12 @@ use super::lifecycle::Lifecycle;
 use super::{install, maintenance};
 use crate::api::{self, ContextApi};
 use crate::avro;
-use crate::health::Health;
+use crate::health::{Health, Patience};
 use crate::orders::{self, OrdersContext};
+use crate::presence::Identity;
 use crate::settings::{HttpSettings, Settings};
 use crate::store::{Database, DatabaseRole};
-use crate::{processor, projection, relay};
+use crate::{kafka, presence, processor, projection, relay};
 
 /// One loop of the pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,8 +80,16 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
     let names = install::orders_topics(&settings);
     let codec = install::orders_codec(&settings).await?;
     let wake = Arc::new(Notify::new());
-    let health = Health::new(Duration::from_millis(settings.http.heartbeat_silence_max_ms));
+    let health = Health::with_patience(Patience {
+        silence_max: Duration::from_millis(settings.http.heartbeat_silence_max_ms),
+        unready_after: Duration::from_millis(settings.http.unready_after_ms),
+        pending_max: Duration::from_millis(settings.http.claim_pending_max_ms),
+    });
     start_admin(&settings, &health, lifecycle)?;
+    let who = Identity::new(roles.iter().map(Role::to_string).collect());
+    lifecycle.spawn("presence", presence::run(settings.clone(), health.clone(), who, lifecycle.shutdown()));
+    let (beat, asked) = (health.register("kafka"), names.events());
+    lifecycle.spawn("kafka", kafka::probe::run(settings.kafka.clone(), asked, beat, lifecycle.shutdown()));
     for role in roles {
         let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
         let health = health.clone();

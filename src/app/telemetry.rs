@@ -6,10 +6,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::settings::{LogFormat, LogSettings};
 
-/// What a serving process logs when `RUST_LOG` is not set.
-pub const SERVING: &str = "info,tokio_postgres=warn,rdkafka=off,librdkafka=error";
+/// What a serving process logs when `RUST_LOG` is not set. What Kafka's clients say goes through
+/// [`crate::kafka::voice`], which says it once.
+pub const SERVING: &str = "info,tokio_postgres=warn,rdkafka=off,librdkafka=off";
 /// What a command that a person waits for logs when `RUST_LOG` is not set.
-pub const QUIET: &str = "warn,rdkafka=off,librdkafka=error";
+pub const QUIET: &str = "warn,rdkafka=off,librdkafka=off";
 
 /// Installs the subscriber of this process. A second call leaves the first one in place.
 pub fn start(settings: &LogSettings, default: &str) {

@@ -15,6 +15,7 @@ use crate::app::install;
 use crate::engine::destination_partition;
 use crate::engine::ids::parse_id;
 use crate::kafka::client;
+use crate::kafka::voice::Quiet;
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, commands, connect, destinations};
 
@@ -72,7 +73,7 @@ async fn send(file: &str, lane: &str, settings: &Settings) -> anyhow::Result<Exi
             .and_then(|mut file| file.read_to_string(&mut text))
             .with_context(|| format!("cannot read {path}"))?,
     };
-    let producer: FutureProducer = client::producer(&settings.kafka, 5).create()?;
+    let producer: FutureProducer<Quiet> = client::producer(&settings.kafka, 5).create_with_context(Quiet)?;
     let wait = Duration::from_millis(u64::from(settings.kafka.request_timeout_ms));
     // All of them first: a line that is none leaves nothing half sent behind.
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());

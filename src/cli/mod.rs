@@ -17,6 +17,7 @@ mod projection;
 mod republish;
 mod run;
 mod schema;
+mod status;
 mod stream;
 mod topics;
 
@@ -62,6 +63,8 @@ struct Cli {
 enum CliCommand {
     /// Run roles in this process: processor, relay, projection:NAME, projections, api; none = all
     Run(run::RunArgs),
+    /// Who lives, who owns what, what waits, what stands and why; exit code 3 when a person is needed
+    Status(status::StatusArgs),
     /// Local Kafka and PostgreSQL for development and tests
     Dev(dev::DevArgs),
     /// Create or check the topics
@@ -109,6 +112,7 @@ async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result
     let settings = &loaded.settings;
     match command {
         CliCommand::Run(args) => run::run(args, settings).await,
+        CliCommand::Status(args) => status::run(args, settings).await,
         CliCommand::Dev(args) => dev::run(args, settings).await,
         CliCommand::Topics(args) => topics::run(args, settings).await,
         CliCommand::Db(args) => db::run(args, settings).await,

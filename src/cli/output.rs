@@ -30,7 +30,7 @@ impl Output {
     }
 }
 
-fn table(columns: &[&str], rows: &[Value]) -> String {
+pub(super) fn table(columns: &[&str], rows: &[Value]) -> String {
     let cell = |row: &Value, column: &str| match &row[column] {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),

@@ -48,9 +48,17 @@ pub type Applied<'a> = BoxFuture<'a, Result<(), ProjectionError>>;
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectionError {
     /// PostgreSQL refused a statement.
-    #[error("database: {0}")]
+    #[error("database: {}", describe(.0))]
     Database(#[from] tokio_postgres::Error),
     /// The event at hand cannot be applied; names why.
     #[error("{0}")]
     Event(String),
+}
+
+/// The server's own message: the driver's `Display` hides it.
+fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")),
+    }
 }

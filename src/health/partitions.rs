@@ -4,14 +4,15 @@
 //! whoever tries again for hours tells it once, with reason and cure, and once more when it goes on. Knows no
 //! database: what is told here is this process's own, gone with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 /// What a loop does with a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PartitionState {
     /// Assigned to us, and not ours yet: the claim was not granted so far.
@@ -25,6 +26,9 @@ pub enum PartitionState {
 }
 
 impl PartitionState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Pending, Self::Claimed, Self::Running, Self::Standing];
+
     /// Lower case, as it is printed and kept.
     pub fn name(self) -> &'static str {
         match self {
@@ -48,6 +52,9 @@ pub struct PartitionReport {
     pub state: PartitionState,
     /// When it entered this state. Another reason of the same state does not change it.
     pub since: Timestamp,
+    /// The same moment, by the clock that never leaps.
+    #[serde(skip)]
+    pub entered: Instant,
     /// Why it stands, or why its claim is not granted.
     pub reason: Option<String>,
     /// What helps; none where only waiting does.
@@ -60,6 +67,8 @@ type Key = (Arc<str>, Arc<str>, i32);
 #[derive(Debug, Default)]
 pub struct PartitionStates {
     states: Mutex<BTreeMap<Key, PartitionReport>>,
+    /// Loops that had a partition once; as many as the process has loops.
+    loops: Mutex<BTreeSet<Arc<str>>>,
 }
 
 /// One loop's handle.
@@ -78,6 +87,37 @@ impl PartitionStates {
     /// Every partition, ordered by loop, topic and number.
     pub fn reports(&self) -> Vec<PartitionReport> {
         self.lock().values().cloned().collect()
+    }
+
+    /// The partition whose claim is not granted for the longest, where that is longer than `most`; for people.
+    pub fn pending_longer_than(&self, most: Duration) -> Option<String> {
+        let states = self.lock();
+        let pending = states.values().filter(|report| report.state == PartitionState::Pending);
+        let late = pending.filter(|report| report.entered.elapsed() > most).min_by_key(|report| report.entered)?;
+        let PartitionReport { loop_name, topic, partition, reason, .. } = late;
+        let seconds = late.entered.elapsed().as_secs();
+        let reason = reason.as_deref().unwrap_or("no answer so far");
+        Some(format!("{loop_name} waits for its claim of {topic}/{partition} for {seconds} s: {reason}"))
+    }
+
+    /// Sets the gauge of the partitions of each loop by state.
+    pub fn publish(&self) {
+        let mut counts: BTreeMap<(Arc<str>, PartitionState), f64> = BTreeMap::new();
+        {
+            let (states, mut loops) = (self.lock(), self.loops.lock().unwrap_or_else(PoisonError::into_inner));
+            loops.extend(states.keys().map(|(loop_name, ..)| loop_name.clone()));
+            // Also those without any now: a gauge that is not set again keeps what it said.
+            for loop_name in loops.iter() {
+                counts.extend(PartitionState::ALL.map(|state| ((loop_name.clone(), state), 0.0)));
+            }
+            for report in states.values() {
+                *counts.entry((report.loop_name.clone(), report.state)).or_default() += 1.0;
+            }
+        }
+        for ((loop_name, state), count) in counts {
+            let labels = [("loop", loop_name.to_string()), ("state", state.name().to_owned())];
+            metrics::gauge!("throughline_partitions", &labels).set(count);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, PartitionReport>> {
@@ -128,15 +168,16 @@ impl Partitions {
         let key = self.key(topic, partition);
         let before = {
             let mut states = self.states.lock();
-            let before = states.get(&key).map(|report| (report.state, report.since));
-            let since = match before {
-                Some((held, since)) if held == state => since,
-                _ => Timestamp::now(),
+            let before = states.get(&key).map(|report| (report.state, report.since, report.entered));
+            let (since, entered) = match before {
+                Some((held, since, entered)) if held == state => (since, entered),
+                _ => (Timestamp::now(), Instant::now()),
             };
             let (loop_name, topic) = (key.0.clone(), key.1.clone());
             let (reason, cure) = (reason.map(str::to_owned), cure.map(str::to_owned));
-            states.insert(key, PartitionReport { loop_name, topic, partition, state, since, reason, cure });
-            before.map(|(state, _)| state)
+            let report = PartitionReport { loop_name, topic, partition, state, since, entered, reason, cure };
+            states.insert(key, report);
+            before.map(|(state, ..)| state)
         };
         if before == Some(state) {
             return;

@@ -6,6 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::KafkaError;
+use super::voice::Quiet;
 use crate::settings::KafkaSettings;
 
 /// What every client shares.
@@ -92,11 +93,22 @@ const CONSUMER_ONLY: [&str; 7] = [
     "fetch.wait.max.ms",
 ];
 
+/// A client for questions only: it joins no group.
+pub type Inquirer = BaseConsumer<Quiet>;
+
+/// A client that asks for offsets, metadata and single records.
+pub fn inquirer(settings: &KafkaSettings) -> Result<Inquirer, KafkaError> {
+    inquirer_of(&pass_through(base(settings), settings, |_| true))
+}
+
+/// As [`inquirer`], with options of its own.
+pub fn inquirer_of(config: &ClientConfig) -> Result<Inquirer, KafkaError> {
+    config.create_with_context(Quiet).map_err(|error| KafkaError::Settings(error.to_string()))
+}
+
 /// Asks for metadata: whether a broker answers at all.
 pub fn check(settings: &KafkaSettings) -> Result<(), KafkaError> {
-    let consumer: BaseConsumer = pass_through(base(settings), settings, |_| true)
-        .create()
-        .map_err(|error| KafkaError::Settings(error.to_string()))?;
+    let consumer = inquirer(settings)?;
     let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
     consumer
         .fetch_metadata(None, wait)

@@ -7,14 +7,17 @@ mod claims;
 pub mod client;
 mod committed;
 pub mod consumer;
+pub mod ends;
 pub mod headers;
 pub mod mailbox;
 mod panics;
 mod poller;
+pub mod probe;
 mod rebalance;
 pub mod record;
 pub mod topic_id;
 pub mod topics;
+pub mod voice;
 
 pub use consumer::{Consumer, ConsumerOptions, PartitionOwner};
 pub use mailbox::{Batch, Claim, Mailbox};

@@ -15,7 +15,7 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 use super::consumer::{Phase, REQUEST_WAIT, Shared, lock};
 use super::rebalance::{Rebalancer, sources, take_commits};
 use super::record::{Record, TopicPartition};
-use super::{KafkaError, claims, panics};
+use super::{KafkaError, claims, panics, voice};
 
 /// Polls in a row before what was fetched is handed over.
 const POLL_RECORDS_MAX: usize = 500;
@@ -31,8 +31,6 @@ const PAUSE_ALL_AFTER: Duration = Duration::from_secs(3);
 const PROBATION: Duration = Duration::from_secs(5);
 /// At the end claims at work are waited for this long.
 const CLAIMS_END: Duration = Duration::from_secs(5);
-/// An error of the client is told again after this long, at the earliest.
-const ERROR_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// The thread's state.
 pub(super) struct Poller {
@@ -44,8 +42,6 @@ pub(super) struct Poller {
     full: Vec<bool>,
     /// Partitions that stood and were claimed anew: from which offset, and until when they prove well.
     probation: HashMap<TopicPartition, (i64, Instant)>,
-    /// When each kind of error was last told.
-    errors: HashMap<Option<i32>, Instant>,
 }
 
 impl Poller {
@@ -56,7 +52,6 @@ impl Poller {
             last_commit: Instant::now(),
             full: vec![false; shared.mailboxes.len()],
             probation: HashMap::new(),
-            errors: HashMap::new(),
             shared,
         }
     }
@@ -264,7 +259,7 @@ impl Poller {
         }
     }
 
-    fn on_error(&mut self, error: &ClientError) -> Result<(), KafkaError> {
+    fn on_error(&self, error: &ClientError) -> Result<(), KafkaError> {
         if let Some((code, reason)) = self.consumer.client().fatal_error() {
             return Err(KafkaError::Fatal(format!(
                 "the consumer of group {} cannot go on: {reason} ({code})",
@@ -273,21 +268,16 @@ impl Poller {
         }
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AutoOffsetReset) => self.reclaim_all(error),
-            code if self.is_news(code) => {
-                tracing::warn!(group = self.shared.group, %error, "the consumer is in trouble, and goes on trying");
-            }
-            _ => tracing::debug!(group = self.shared.group, %error, "consume"),
+            // All clients of the process meet them: said once.
+            Some(
+                RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::Resolve,
+            ) => voice::error(error, ""),
+            _ => voice::complain(&format!("the consumer of group {} goes on trying: {error}", self.shared.group)),
         }
         Ok(())
-    }
-
-    fn is_news(&mut self, code: Option<RDKafkaErrorCode>) -> bool {
-        let (code, now) = (code.map(|code| code as i32), Instant::now());
-        let is_news = self.errors.get(&code).is_none_or(|told| told.elapsed() > ERROR_TOLD_EVERY);
-        if is_news {
-            self.errors.insert(code, now);
-        }
-        is_news
     }
 
     /// An offset is not there any more. The client does not say which partition's and has stopped

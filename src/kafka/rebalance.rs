@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
@@ -17,6 +18,7 @@ use super::claims;
 use super::consumer::{Shared, lock};
 use super::mailbox::Claim;
 use super::record::TopicPartition;
+use super::voice;
 
 /// An assignment waits this long for its claims, at most. What takes longer (a refill after a reset, a
 /// partition without a leader, a database that is away) is taken over later.
@@ -34,18 +36,12 @@ impl Rebalancer {
 }
 
 impl ClientContext for Rebalancer {
-    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
-        use rdkafka::config::RDKafkaLogLevel as Level;
-        match level {
-            Level::Emerg | Level::Alert | Level::Critical | Level::Error => {
-                tracing::warn!(group = self.shared.group, facility, message, "kafka client");
-            }
-            _ => tracing::debug!(group = self.shared.group, facility, message, "kafka client"),
-        }
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        voice::log(level, facility, message);
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        tracing::warn!(group = self.shared.group, %error, reason, "kafka client");
+        voice::error(&error, reason);
     }
 }
 

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode;
 
+use super::voice::Quiet;
 use super::{KafkaError, client};
 use crate::settings::{KafkaSettings, TopicSettings};
 
@@ -168,7 +168,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// it, and whoever looks in between takes it for missing. What [`check`] finds after `wait` stands.
 async fn until_visible(
     settings: &KafkaSettings,
-    admin: &AdminClient<DefaultClientContext>,
+    admin: &AdminClient<Quiet>,
     specs: &[TopicSpec],
     wait: Duration,
 ) -> Result<(), KafkaError> {
@@ -257,9 +257,9 @@ pub async fn partition_count(settings: &KafkaSettings, topic: &str) -> Result<Op
     Ok(found.map(|found| found.partitions().len() as i32))
 }
 
-fn admin(settings: &KafkaSettings) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
+fn admin(settings: &KafkaSettings) -> Result<AdminClient<Quiet>, KafkaError> {
     client::pass_through(client::base(settings), settings, |_| true)
-        .create()
+        .create_with_context(Quiet)
         .map_err(|error| KafkaError::Settings(error.to_string()))
 }
 

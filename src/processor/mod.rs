@@ -7,6 +7,7 @@
 //! command has one effect. PostgreSQL is authoritative; Kafka's offsets follow for people and tools.
 
 mod append;
+mod backlog;
 mod batch;
 mod cache;
 mod decide;
@@ -25,7 +26,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -33,12 +34,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Aggregate, BoundedContext};
-use crate::health::{Health, Heartbeat};
+use crate::health::{Health, Heartbeat, Told};
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{Consumer, ConsumerOptions, KafkaError, client};
 use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole, Destination, StoreError, destinations};
 
+use backlog::Backlog;
 use cache::States;
 use intake::Intake;
 use lanes::Lanes;
@@ -106,14 +108,16 @@ pub async fn run<C: BoundedContext>(
     health: Arc<Health>,
     shutdown: CancellationToken,
 ) -> Result<(), ProcessorError> {
+    let told = Told::new("the processor starts over");
     loop {
+        let started = Instant::now();
         // Ends with this turn: workers that are left must not go on beside those of the next.
         let turn = shutdown.child_token();
         let _ends_with_turn = turn.clone().drop_guard();
         match serve::<C>(settings.clone(), codec.clone(), wake.clone(), health.clone(), turn).await {
             Err(error) if error.is_passing() && !shutdown.is_cancelled() => {
                 metrics::counter!("throughline_loop_restarts_total", "loop" => "processor").increment(1);
-                tracing::error!(context = C::NAME, %error, "the processor starts over");
+                told.ended_after(started.elapsed(), &error.to_string());
                 shutdown.run_until_cancelled(tokio::time::sleep(START_OVER_WAIT)).await;
             }
             ended => return ended,
@@ -151,7 +155,7 @@ async fn serve<C: BoundedContext>(
         workers.spawn(worker(&settings, &scope, &consumers, (index, heartbeat), &wake, &shutdown).run());
     }
     let watched = CancellationToken::new();
-    let watching = tokio::spawn(watch(&settings, &names, &scope, &consumers)?.run(watched.clone()));
+    let watching = tokio::spawn(watch(&settings, &names, &scope, &consumers, &database)?.run(watched.clone()));
     tracing::info!(context = C::NAME, workers = workers.len(), "processor runs");
 
     let mut outcome = Ok(());
@@ -252,7 +256,7 @@ fn start_consumers<C: BoundedContext>(
             owner: owner.clone(),
             on_lost: processor.on_lost_offsets,
             topic_ids: scope.topic_ids.clone(),
-            kafka: offsets::inquirer(&settings.kafka)?,
+            kafka: client::inquirer(&settings.kafka)?,
             request_wait: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms)),
         };
         consumers.push(Consumer::start(options, owner)?);
@@ -296,10 +300,20 @@ fn watch<C: BoundedContext>(
     names: &TopicNames,
     scope: &Scope<C>,
     consumers: &Arc<Vec<Consumer>>,
+    database: &Database,
 ) -> Result<Watch, ProcessorError> {
+    let kafka = Arc::new(client::inquirer(&settings.kafka)?);
+    let request_wait = Duration::from_millis(u64::from(settings.kafka.request_timeout_ms));
     Ok(Watch {
-        kafka: Arc::new(offsets::inquirer(&settings.kafka)?),
-        request_wait: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms)),
+        backlog: Backlog {
+            kafka: kafka.clone(),
+            database: database.clone(),
+            lanes: names.lanes().into_iter().zip(scope.groups.iter().cloned()).collect(),
+            partitions: settings.topics.command_partitions,
+            request_wait,
+        },
+        kafka,
+        request_wait,
         topics: names.lanes().to_vec(),
         consumers: consumers.clone(),
         topic_ids: scope.topic_ids.clone(),

@@ -8,12 +8,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::Consumer as _;
 use tokio::runtime::Handle;
 
+use crate::kafka::client::Inquirer;
 use crate::kafka::consumer::{ClaimError, Committed};
-use crate::kafka::{Claim, KafkaError, PartitionOwner, TopicPartition, client, topic_id};
-use crate::settings::{KafkaSettings, LostOffsets};
+use crate::kafka::{Claim, PartitionOwner, TopicPartition, topic_id};
+use crate::settings::LostOffsets;
 use crate::store::{Database, StoreError};
 
 /// Takes a partition over, or enters a new one at the first offset kept. $1 partition, $2 topic,
@@ -67,15 +68,8 @@ pub(super) struct OffsetsOwner {
     pub on_lost: LostOffsets,
     pub topic_ids: Arc<TopicIds>,
     /// Asks for ids and watermarks beside the group's own client.
-    pub kafka: BaseConsumer,
+    pub kafka: Inquirer,
     pub request_wait: Duration,
-}
-
-/// A client for questions only: it joins no group.
-pub(super) fn inquirer(settings: &KafkaSettings) -> Result<BaseConsumer, KafkaError> {
-    client::pass_through(client::base(settings), settings, |_| true)
-        .create()
-        .map_err(|error| KafkaError::Settings(error.to_string()))
 }
 
 /// A partition's row, right after the claim.

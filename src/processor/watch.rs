@@ -7,11 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::Consumer as _;
 use tokio_util::sync::CancellationToken;
 
+use crate::kafka::client::Inquirer;
 use crate::kafka::{Consumer, topic_id};
 
+use super::backlog::Backlog;
 use super::offsets::TopicIds;
 
 /// Between two looks.
@@ -19,12 +21,13 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// What is watched.
 pub(super) struct Watch {
-    pub kafka: Arc<BaseConsumer>,
+    pub kafka: Arc<Inquirer>,
     pub request_wait: Duration,
     /// One a lane.
     pub topics: Vec<String>,
     pub consumers: Arc<Vec<Consumer>>,
     pub topic_ids: Arc<TopicIds>,
+    pub backlog: Backlog,
 }
 
 impl Watch {
@@ -35,6 +38,7 @@ impl Watch {
                 () = tokio::time::sleep(INTERVAL) => {}
                 () = stopped.cancelled() => return,
             }
+            self.backlog.measure().await;
             for (lane, topic) in self.topics.iter().enumerate() {
                 if let Some(id) = self.changed(topic).await {
                     self.reclaim(lane, topic, &id);

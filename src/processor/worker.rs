@@ -82,8 +82,9 @@ impl<C: BoundedContext> Worker<C> {
         if self.session.as_ref().is_some_and(|session| !session.client.is_closed()) {
             return self.heartbeat.ready();
         }
+        let opened = self.heartbeat.while_waiting("a session", Session::open(&self.settings.database));
         tokio::select! {
-            opened = Session::open(&self.settings.database) => match opened {
+            opened = opened => match opened {
                 Ok(session) => {
                     self.session = Some(session);
                     self.heartbeat.ready();
@@ -143,7 +144,8 @@ impl<C: BoundedContext> Worker<C> {
             let started = Instant::now();
             self.heartbeat.beat();
             self.draws_ahead = todo.is_empty();
-            let failure = match self.attempt(&mut batch).await {
+            let heartbeat = self.heartbeat.clone();
+            let failure = match heartbeat.while_waiting("a batch", self.attempt(&mut batch)).await {
                 Ok(()) => {
                     self.heartbeat.ready();
                     self.follow_up(&batch, started);

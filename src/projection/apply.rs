@@ -68,7 +68,8 @@ impl<E: Send + Sync + 'static> Applier<E> {
             }
             let started = Instant::now();
             self.heartbeat.beat();
-            match self.attempt(&decoded, range.clone(), &work.held).await {
+            let heartbeat = self.heartbeat.clone();
+            match heartbeat.while_waiting("a batch", self.attempt(&decoded, range.clone(), &work.held)).await {
                 Ok(Attempt::Applied(moves)) => self.applied(&mut work, &moves, &decoded, range, started),
                 Ok(Attempt::Lost(lost)) => {
                     self.lost(&mut work, &lost);

@@ -5,10 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{LIVE, ProjectionLoopError, Projector, checkpoint, fill, state};
+use crate::kafka::client::Inquirer;
 use crate::kafka::{KafkaError, client};
 use crate::store::{DatabaseRole, connect};
 
@@ -53,9 +54,7 @@ pub async fn reset_offsets<E: Send + Sync + 'static>(
     let owner = connect::connect(&projector.settings.database, &DatabaseRole::Owner).await?;
     let partitions = fill::partitions(projector, &owner).await?;
     let held = checkpoint::load(&owner, projector.name(), LIVE).await?;
-    let consumer: BaseConsumer = client::consumer(&projector.settings.kafka, &projector.group, "")
-        .create()
-        .map_err(|error| KafkaError::Settings(error.to_string()))?;
+    let consumer = client::inquirer_of(&client::consumer(&projector.settings.kafka, &projector.group, ""))?;
     let wait = Duration::from_millis(u64::from(projector.settings.kafka.request_timeout_ms));
     let targets = match target {
         ResetTarget::Earliest => (0..partitions).map(|partition| (partition, 0)).collect(),
@@ -86,7 +85,7 @@ pub async fn reset_offsets<E: Send + Sync + 'static>(
 
 async fn commit<E: Send + Sync>(
     projector: &Projector<E>,
-    consumer: &BaseConsumer,
+    consumer: &Inquirer,
     planned: &[PlannedReset],
 ) -> Result<(), ProjectionLoopError> {
     let mut list = TopicPartitionList::new();

@@ -4,11 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::kafka::client::Inquirer;
 use crate::kafka::{KafkaError, client, headers};
 use crate::settings::KafkaSettings;
 
@@ -17,7 +18,7 @@ const BACK: [i64; 4] = [1, 16, 256, 4_096];
 
 /// A reader of one partition.
 pub(super) struct Peek {
-    consumer: BaseConsumer,
+    consumer: Inquirer,
     topic: String,
     partition: i32,
     wait: Duration,
@@ -31,7 +32,7 @@ impl Peek {
     pub(super) fn new(settings: &KafkaSettings, topic: &str, partition: i32) -> Result<Self, KafkaError> {
         let mut config = client::consumer(settings, "throughline-peek", "");
         config.set("enable.partition.eof", "true").set("auto.offset.reset", "earliest");
-        let consumer = config.create().map_err(|error| KafkaError::Settings(error.to_string()))?;
+        let consumer = client::inquirer_of(&config)?;
         let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
         Ok(Self { consumer, topic: topic.to_owned(), partition, wait })
     }

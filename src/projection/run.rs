@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +14,7 @@ use super::claim::CheckpointOwner;
 use super::state::{self, Readiness};
 use super::{ProjectionLoopError, Projector, reset};
 use crate::engine::{EventCodec, Projection};
-use crate::health::{Health, Heartbeat, Partitions};
+use crate::health::{Health, Heartbeat, Partitions, Told};
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{Consumer, ConsumerOptions, KafkaError, Mailbox, TopicPartition, client};
 use crate::settings::Settings;
@@ -62,35 +62,38 @@ async fn supervise<E: Send + Sync + 'static>(
     partitions: &Partitions,
     shutdown: &CancellationToken,
 ) -> Result<(), ProjectionLoopError> {
-    let mut told = String::new();
+    let name = projector.name();
+    let waits = Told::new(format!("projection {name} does not consume"));
+    let breaks = Told::new(format!("the loop of projection {name} starts over"));
     while !shutdown.is_cancelled() {
-        let waiting = match state::readiness(projector).await {
+        let waiting = match heartbeat.while_waiting("the projection's state", state::readiness(projector)).await {
             Ok(Readiness::Ready) => {
-                told.clear();
+                waits.well();
                 heartbeat.ready();
+                let started = Instant::now();
                 match session(projector, heartbeat, partitions, shutdown).await {
                     Ok(()) => continue,
                     Err(error @ ProjectionLoopError::Kafka(KafkaError::Settings(_))) => return Err(error),
                     Err(error) => {
                         heartbeat.not_ready(error.to_string());
-                        format!("the loop starts over: {error}")
+                        breaks.ended_after(started.elapsed(), &error.to_string());
+                        None
                     }
                 }
             }
             Ok(Readiness::Waiting(reason)) => {
                 // It does what it was told to, and a process must not lose its requests by that.
                 heartbeat.ready();
-                reason
+                Some(reason)
             }
             Err(error @ crate::store::StoreError::Settings(_)) => return Err(error.into()),
             Err(error) => {
                 heartbeat.not_ready(error.to_string());
-                error.to_string()
+                Some(error.to_string())
             }
         };
-        if waiting != told {
-            tracing::warn!(projection = projector.name(), reason = waiting, "not consuming");
-            told = waiting;
+        if let Some(reason) = waiting {
+            waits.failed(&reason);
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -159,7 +162,8 @@ async fn consume<E: Send + Sync + 'static>(
             () = shutdown.cancelled() => return Ok(()),
             _ = tick.tick() => {
                 announce(&mut announced, consumer, mailbox);
-                match state::sample(&mut applier).await {
+                let heartbeat = applier.heartbeat.clone();
+                match heartbeat.while_waiting("the projection's state", state::sample(&mut applier)).await {
                     Ok(Readiness::Ready) => applier.heartbeat.ready(),
                     Ok(Readiness::Waiting(_)) => return Ok(()),
                     // The batches notice as well, and keep trying.

@@ -17,7 +17,7 @@ use tokio_postgres::{Client, Row, Statement};
 use tokio_util::sync::CancellationToken;
 
 use super::status::Gauges;
-use crate::health::Heartbeat;
+use crate::health::{Heartbeat, Told};
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, StoreError, connect};
 
@@ -95,7 +95,7 @@ impl Leases {
         let mut keeper =
             Keeper { leases: self.clone(), connection: None, table: LeaseTable::default(), gauges: Gauges::default() };
         let turn = self.duration / 3;
-        let mut away = false;
+        let told = Told::new("relay leases cannot be renewed, and publishing pauses when they run out");
         loop {
             let turned = match keeper.connect(&settings).await {
                 // What is left of the lease then is enough for another connection.
@@ -105,21 +105,16 @@ impl Leases {
             match turned {
                 Ok(Ok(())) => {
                     heartbeat.ready();
-                    if std::mem::take(&mut away) {
-                        tracing::info!("relay leases are kept again");
-                    }
+                    told.well();
                 }
                 Ok(Err(error)) if !error.is_transient() => return Err(error),
                 failed => {
                     keeper.connection = None;
                     heartbeat.not_ready("leases cannot be renewed");
-                    if !std::mem::replace(&mut away, true) {
-                        let reason = match failed {
-                            Ok(Err(error)) => error.to_string(),
-                            _ => format!("no answer within {:?}", self.duration / 2),
-                        };
-                        tracing::warn!(reason, "relay leases cannot be renewed; publishing pauses when they run out");
-                    }
+                    told.failed(&match failed {
+                        Ok(Err(error)) => error.to_string(),
+                        _ => format!("no answer within {:?}", self.duration / 2),
+                    });
                 }
             }
             tokio::select! {
@@ -129,10 +124,12 @@ impl Leases {
             }
         }
         // Others need not wait for the leases to run out. If this fails they do wait.
-        match tokio::time::timeout(self.duration, keeper.release_all()).await {
-            Ok(Ok(())) => {}
-            failed => tracing::warn!(?failed, "relay leases were not handed back; they run out by themselves"),
-        }
+        let reason = match tokio::time::timeout(self.duration, keeper.release_all()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(late) => late.to_string(),
+        };
+        tracing::warn!(reason, "relay leases were not handed back; they run out by themselves");
         Ok(())
     }
 }

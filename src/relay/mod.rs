@@ -55,6 +55,7 @@ pub mod republish;
 pub mod status;
 mod stream;
 pub mod tail;
+mod telling;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,7 +100,7 @@ pub async fn run(
     // Ends with this future, so that a relay that is gone renews nothing.
     let keep = leases.clone().keep(settings.clone(), health.register("relay leases"), stop_keeping.clone());
     let mut keeper = AbortOnDropHandle::new(tokio::spawn(keep));
-    let stream = stream::Stream::new(settings, leases, wake, health.register("relay"));
+    let stream = stream::Stream::new(settings, leases, wake, (health.register("relay"), health.partitions("relay")));
     let stop = shutdown.child_token();
     let _ends_with_us = stop.clone().drop_guard();
     let mut publishing = tokio::task::spawn_blocking(move || on_this_thread(stream, stop));

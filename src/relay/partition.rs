@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::lease::Lease;
 use super::publisher::Acknowledged;
 use super::tail::Tail;
+use crate::health::PartitionState;
 use crate::kafka::TopicPartition;
 
 /// See the picture in the module above.
@@ -57,6 +58,8 @@ pub struct Partition {
     pub alarm: Option<Alarm>,
     /// The alarm is written down where operators look.
     pub alarm_noted: bool,
+    /// What was told of it last; none while its alarm was.
+    pub told: Option<PartitionState>,
 }
 
 /// Where publishing starts.
@@ -100,6 +103,7 @@ impl Partition {
             search: None,
             alarm: None,
             alarm_noted: false,
+            told: None,
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Histogram};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::{Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
@@ -16,7 +17,7 @@ use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::Notify;
 
 use super::partition::Start;
-use crate::kafka::{KafkaError, TopicPartition, client};
+use crate::kafka::{KafkaError, TopicPartition, client, voice};
 use crate::settings::KafkaSettings;
 
 /// Librdkafka's own wait for a batch. Batches are made by the reader; this only keeps the first
@@ -156,6 +157,10 @@ impl Deliveries {
 }
 
 impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        voice::log(level, facility, message);
+    }
+
     fn error(&self, error: ClientError, reason: &str) {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::Fatal) => self.fail(Failure {
@@ -166,7 +171,7 @@ impl ClientContext for Deliveries {
             Some(RDKafkaErrorCode::AllBrokersDown) if !self.broker_away.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(reason, "no broker answers; records wait and are tried again for as long as it takes");
             }
-            _ => tracing::debug!(%error, reason, "relay producer"),
+            _ => voice::error(&error, reason),
         }
     }
 }

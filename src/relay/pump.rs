@@ -93,11 +93,12 @@ impl Stream {
 
     /// Releases what is more than our share and drained.
     pub(super) fn hand_back(&mut self) {
-        let leases = self.leases.clone();
+        let (leases, told) = (self.leases.clone(), self.told.clone());
         self.partitions.retain(|key, ours| {
             let done = ours.hand_back && ours.is_drained();
             if done {
                 leases.release(*key);
+                told.gone(&ours.target.topic, key.partition);
             }
             !done
         });
@@ -146,8 +147,13 @@ impl Stream {
         let marks = self.marks();
         if let Some(reader) = &self.reader {
             let marked = tokio::time::timeout(self.leases.duration, reader.mark(&self.leases.owner, &marks)).await;
-            if !matches!(marked, Ok(Ok(_))) {
-                tracing::warn!(?marked, "the last watermark was not written; the next owner reads Kafka's tail");
+            let reason = match marked {
+                Ok(Ok(_)) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(late) => Some(late.to_string()),
+            };
+            if let Some(reason) = reason {
+                tracing::warn!(reason, "the last watermark was not written; the next owner reads Kafka's tail");
             }
         }
         if let Some(publisher) = self.publisher.take() {

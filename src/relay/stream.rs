@@ -17,7 +17,8 @@ use super::partition::{Alarm, Partition, State, start_after};
 use super::publisher::{Failure, Publisher};
 use super::reader::Reader;
 use super::tail::{self, Tail, TailRequest};
-use crate::health::Heartbeat;
+use super::telling::reason_and_cure;
+use crate::health::{Heartbeat, Partitions};
 use crate::kafka::KafkaError;
 use crate::settings::Settings;
 
@@ -42,6 +43,7 @@ pub struct Stream {
     pub(super) table: watch::Receiver<Arc<LeaseTable>>,
     pub(super) wake: Arc<Notify>,
     heartbeat: Heartbeat,
+    pub(super) told: Partitions,
     pub(super) progress: Arc<Notify>,
     pub(super) partitions: BTreeMap<PartitionKey, Partition>,
     pub(super) reader: Option<Reader>,
@@ -63,7 +65,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub fn new(settings: Arc<Settings>, leases: Arc<Leases>, wake: Arc<Notify>, heartbeat: Heartbeat) -> Self {
+    pub fn new(
+        settings: Arc<Settings>,
+        leases: Arc<Leases>,
+        wake: Arc<Notify>,
+        (heartbeat, told): (Heartbeat, Partitions),
+    ) -> Self {
         let now = Instant::now();
         Self {
             poll: Duration::from_millis(settings.relay.poll_min_ms.max(1)),
@@ -72,6 +79,7 @@ impl Stream {
             leases,
             wake,
             heartbeat,
+            told,
             progress: Arc::new(Notify::new()),
             partitions: BTreeMap::new(),
             reader: None,
@@ -92,7 +100,8 @@ impl Stream {
     /// Publishes until `shutdown`, then drains.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), RelayError> {
         while !shutdown.is_cancelled() {
-            match self.turn().await {
+            let heartbeat = self.heartbeat.clone();
+            match heartbeat.while_waiting("the outbox", self.turn()).await {
                 Ok(()) => {}
                 Err(RelayError::Store(error)) if error.is_transient() => self.lose_database(&error.to_string()),
                 Err(error) => return Err(error),
@@ -101,9 +110,12 @@ impl Stream {
                 false => self.heartbeat.ready(),
                 true => self.heartbeat.not_ready("the outbox cannot be read"),
             }
+            self.tell();
             self.wait(&shutdown).await;
         }
+        let told = self.told.clone();
         self.finish().await;
+        told.all_gone();
         Ok(())
     }
 
@@ -150,7 +162,9 @@ impl Stream {
                 ours.realign();
             }
         }
-        self.partitions.retain(|key, ours| !gone(key, ours));
+        for (key, ours) in self.partitions.extract_if(.., |key, ours| gone(key, ours)) {
+            self.told.gone(&ours.target.topic, key.partition);
+        }
         if lost_in_flight {
             self.reset("a lease was lost with records in flight").await?;
         }
@@ -228,8 +242,8 @@ impl Stream {
         if ours.alarm.as_ref() == Some(&alarm) {
             return;
         }
-        tracing::error!(topic = %ours.target.topic, partition = key.partition, published = ours.acknowledged.seq(),
-            "publishing of this partition has stopped: {}", alarm.text);
+        let (reason, cure) = reason_and_cure(&alarm.text);
+        self.told.standing(&ours.target.topic, key.partition, reason, cure);
         let labels = [("topic", ours.target.topic.to_string()), ("partition", key.partition.to_string())];
         metrics::gauge!("throughline_relay_halted", &labels).set(1.0);
         (ours.alarm, ours.alarm_noted) = (Some(alarm), false);
@@ -254,7 +268,6 @@ impl Stream {
             ours.alarm = None;
             let labels = [("topic", ours.target.topic.to_string()), ("partition", key.partition.to_string())];
             metrics::gauge!("throughline_relay_halted", &labels).set(0.0);
-            tracing::info!(target = %ours.target, "publishing of this partition goes on");
         }
         Ok(())
     }

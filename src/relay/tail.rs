@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
+use crate::kafka::client::Inquirer;
 use crate::kafka::{KafkaError, Record, TopicPartition, client, headers};
 use crate::settings::KafkaSettings;
 
@@ -58,7 +59,7 @@ pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Re
         .set("auto.offset.reset", "error")
         .set("fetch.wait.max.ms", "20");
     let config = client::pass_through(config, settings, |name| name != "group.id");
-    let consumer: BaseConsumer = config.create().map_err(|error| KafkaError::Settings(error.to_string()))?;
+    let consumer = client::inquirer_of(&config)?;
     let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
 
     let mut tails: Vec<Result<Tail, KafkaError>> = Vec::with_capacity(requests.len());
@@ -100,7 +101,7 @@ pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Re
 /// Reads the offsets `[from, to)` of each partition that has a window, and puts the highest
 /// sequence number found in its place.
 fn read_windows(
-    consumer: &BaseConsumer,
+    consumer: &Inquirer,
     requests: &[TailRequest],
     windows: &[Option<(i64, i64)>],
     tails: &mut [Result<Tail, KafkaError>],

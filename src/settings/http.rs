@@ -134,6 +134,11 @@ pub struct HttpSettings {
     /// A loop (of any role) that does not beat for this long is hung, and `/livez` says so, milliseconds.
     /// Longer than any single wait of a loop: `database.statement_timeout_ms` and its like.
     pub heartbeat_silence_max_ms: u64,
+    /// A loop that was ready stays so until it has failed for this long without a break, milliseconds: one
+    /// failed try takes nobody out.
+    pub unready_after_ms: u64,
+    /// A partition whose claim is not granted for longer than this makes its process unready, milliseconds.
+    pub claim_pending_max_ms: u64,
     /// From the signal on `/readyz` says no, and requests are answered for this long all the same, before
     /// connections are refused, milliseconds. Longer than what sends requests here takes to notice.
     pub shutdown_notice_ms: u64,
@@ -165,6 +170,8 @@ impl Default for HttpSettings {
             event_stream_poll_ms: 250,
             event_stream_seconds_max: 3_600,
             heartbeat_silence_max_ms: 60_000,
+            unready_after_ms: 5_000,
+            claim_pending_max_ms: 10_000,
             shutdown_notice_ms: 2_000,
             shutdown_wait_ms: 10_000,
             schema_registry_url: Secret::default(),

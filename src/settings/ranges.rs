@@ -81,6 +81,8 @@ const RANGES: &[(&str, i64, i64)] = &[
     ("http.event_stream_poll_ms", 0, MS),
     ("http.event_stream_seconds_max", 1, 86_400),
     ("http.heartbeat_silence_max_ms", 1_000, MS),
+    ("http.unready_after_ms", 0, MS),
+    ("http.claim_pending_max_ms", 0, MS),
     ("http.shutdown_notice_ms", 0, MS),
     ("http.shutdown_wait_ms", 0, MS),
     ("http.admission.queue_commands_max", 1, i64::MAX),

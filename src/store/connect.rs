@@ -26,6 +26,8 @@ pub enum DatabaseRole {
     Reader,
     /// Creates and drops time partitions.
     Maintenance,
+    /// Tells who lives and what it does.
+    Presence,
 }
 
 impl DatabaseRole {
@@ -38,6 +40,7 @@ impl DatabaseRole {
             Self::Projector(name) => Some(format!("throughline_projection_{}", name.replace('-', "_"))),
             Self::Reader => Some("throughline_reader".into()),
             Self::Maintenance => Some("throughline_maintenance".into()),
+            Self::Presence => Some("throughline_presence".into()),
         }
     }
 }

@@ -22,17 +22,19 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { number: 6, name: "generations", sql: include_str!("migrations/0006_generations.sql") },
     Migration { number: 7, name: "one at a time", sql: include_str!("migrations/0007_one_at_a_time.sql") },
     Migration { number: 8, name: "time", sql: include_str!("migrations/0008_time.sql") },
+    Migration { number: 10, name: "presence", sql: include_str!("migrations/0010_presence.sql") },
     Migration { number: 12, name: "ids", sql: include_str!("migrations/0012_ids.sql") },
     Migration { number: 15, name: "events by partition", sql: include_str!("migrations/0015_events_by_partition.sql") },
 ];
 
 /// Group roles that the steps give rights to.
-const ROLES: [&str; 5] = [
+const ROLES: [&str; 6] = [
     "throughline_writer",
     "throughline_relay",
     "throughline_projector",
     "throughline_reader",
     "throughline_maintenance",
+    "throughline_presence",
 ];
 
 /// Serializes migrating processes of one database. Any constant would do; never change it.

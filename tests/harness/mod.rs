@@ -38,8 +38,6 @@ pub struct Harness {
 pub async fn services() -> (String, String) {
     let (brokers, url, _) = SERVICES
         .get_or_init(async || {
-            // HTTP clients are built with TLS, which wants a provider even where none is used.
-            let _ = rustls::crypto::ring::default_provider().install_default();
             let settings = LoadedSettings::load(None, &[]).expect("settings of the environment").settings;
             let services = Services::open(&settings).await.expect("services start");
             (services.kafka_brokers.clone(), services.database_url.clone(), Some(services))
@@ -52,11 +50,13 @@ impl Harness {
     /// Settings with a fresh database and a fresh prefix; nothing is installed yet.
     pub async fn bare(name: &str) -> Self {
         let (brokers, admin_url) = services().await;
-        Self::bare_on(name, brokers, admin_url).await
+        Self::on(name, brokers, admin_url).await
     }
 
-    /// As [`Harness::bare`], on services of the test's own.
-    pub async fn bare_on(name: &str, brokers: String, admin_url: String) -> Self {
+    /// As [`Harness::bare`], on services that the test may hurt.
+    pub async fn on(name: &str, brokers: String, admin_url: String) -> Self {
+        // HTTP clients are built with TLS, which wants a provider even where none is used.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let moment = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_millis();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let database = format!("test_{name}_{moment}_{number}");

@@ -140,6 +140,11 @@ impl Process {
         self.lines.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }
 
+    /// Everything logged so far.
+    pub fn log(&self) -> String {
+        self.lines.lock().unwrap().join("\n")
+    }
+
     /// The address that the API listens on.
     pub async fn http_url(&self) -> String {
         self.url_of("api").await

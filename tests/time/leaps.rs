@@ -27,7 +27,7 @@ struct Bed {
 impl Bed {
     async fn new(name: &str) -> Self {
         let server = Server::start().await;
-        let harness = Harness::bare_on(name, services().await.0, server.url()).await;
+        let harness = Harness::on(name, services().await.0, server.url()).await;
         harness.install().await;
         Self { harness, server }
     }

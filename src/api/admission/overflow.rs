@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
@@ -18,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 use super::super::lane::Lane;
 use super::Admission;
 use crate::health::Heartbeat;
+use crate::kafka::client::Inquirer;
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, client};
+use crate::kafka::{KafkaError, client, voice};
 use crate::settings::Settings;
 
 /// Header of an overflowed record: the lane it is bound for.
@@ -46,7 +48,15 @@ struct Acknowledgements {
 #[derive(Clone)]
 struct Counting(Arc<Acknowledgements>);
 
-impl ClientContext for Counting {}
+impl ClientContext for Counting {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        voice::log(level, facility, message);
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        voice::error(&error, reason);
+    }
+}
 
 impl ProducerContext for Counting {
     type DeliveryOpaque = ();
@@ -60,7 +70,7 @@ impl ProducerContext for Counting {
 struct Drainer {
     admission: Arc<Admission>,
     lanes: [String; 3],
-    consumer: BaseConsumer,
+    consumer: Inquirer,
     producer: ThreadedProducer<Counting>,
     acknowledgements: Arc<Acknowledgements>,
     batch_max: usize,
@@ -90,7 +100,7 @@ pub fn drain(
     let mut config = client::consumer(&settings.kafka, &names.overflow_group(), "");
     // A group that never committed starts at the first command there is.
     config.set("auto.offset.reset", "earliest");
-    let consumer: BaseConsumer = config.create().map_err(|error| KafkaError::Settings(error.to_string()))?;
+    let consumer = client::inquirer_of(&config)?;
     consumer.subscribe(&[&names.overflow()]).map_err(KafkaError::at("subscribe to overflow"))?;
     let acknowledgements = Arc::new(Acknowledgements::default());
     let producer = client::producer(&settings.kafka, settings.http.produce_linger_ms)

@@ -8,15 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::super::lane::Lane;
 use super::Admission;
-use crate::health::Heartbeat;
+use crate::health::{Heartbeat, Told};
+use crate::kafka::client::Inquirer;
+use crate::kafka::ends::Offsets;
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, client};
+use crate::kafka::{KafkaError, client, ends};
 use crate::settings::Settings;
 use crate::store::{Database, StoreError};
 
@@ -36,14 +39,15 @@ pub struct Sampler {
     admission: Arc<Admission>,
     names: TopicNames,
     database: Database,
-    consumer: Arc<BaseConsumer>,
+    consumer: Arc<Inquirer>,
     partitions: i32,
     every: Duration,
     request_wait: Duration,
 }
 
-/// Offsets by topic and partition.
-type Offsets = HashMap<(String, i32), i64>;
+/// The overflow group's coordinator has this long to answer. A broker that restarts leaves groups without one
+/// for a while, and commands are accepted all the same: what was known of overflow stays in use.
+const COORDINATOR_WAIT: Duration = Duration::from_secs(1);
 
 struct Watermarks {
     /// First offset kept.
@@ -63,7 +67,7 @@ impl Sampler {
         database: Database,
     ) -> Result<Self, KafkaError> {
         let config = client::consumer(&settings.kafka, &names.overflow_group(), "");
-        let consumer = config.create().map_err(|error| KafkaError::Settings(error.to_string()))?;
+        let consumer = client::inquirer_of(&config)?;
         Ok(Self {
             admission,
             names: names.clone(),
@@ -78,20 +82,18 @@ impl Sampler {
     /// Samples until cancelled. `heartbeat` is ready while samples succeed.
     pub async fn run(self, heartbeat: Heartbeat, shutdown: CancellationToken) {
         let mut last = Instant::now();
-        let mut failing = false;
+        let told = Told::new("the command queue cannot be measured, and the last sample stays in use");
         while !shutdown.is_cancelled() {
-            match self.sample(last.elapsed().as_secs_f64(), &heartbeat).await {
+            let sample = self.sample(last.elapsed().as_secs_f64(), &heartbeat);
+            match heartbeat.while_waiting("the command queue", sample).await {
                 Ok(()) => {
-                    failing = false;
+                    told.well();
                     last = Instant::now();
                     heartbeat.ready();
                 }
                 Err(error) => {
                     heartbeat.not_ready(format!("the queue cannot be measured: {error}"));
-                    if !failing {
-                        tracing::warn!(%error, "the command queue cannot be measured; the last sample stays in use");
-                    }
-                    failing = true;
+                    told.failed(&error.to_string());
                 }
             }
             tokio::select! {
@@ -138,6 +140,7 @@ impl Sampler {
     /// The drainer's progress before the ends, so that a backlog is over- and never underestimated.
     async fn watermarks(&self) -> Result<Watermarks, SamplerError> {
         let (consumer, wait, partitions) = (self.consumer.clone(), self.request_wait, self.partitions);
+        let known = self.admission.lock().sampled;
         let (overflow, mut topics) = (self.names.overflow(), self.names.lanes().to_vec());
         topics.push(overflow.clone());
         let read = move || -> Result<Watermarks, KafkaError> {
@@ -145,29 +148,20 @@ impl Sampler {
             (0..partitions).for_each(|partition| {
                 spilled.add_partition(&overflow, partition);
             });
-            let committed = consumer
-                .committed_offsets(spilled, wait)
-                .map_err(KafkaError::at("read the overflow group's offsets"))?;
-            let moved = committed.elements();
-            let drained = moved.iter().map(|e| (e.partition(), e.offset().to_raw().unwrap_or(0))).collect();
-            let offsets = |which: Offset| -> Result<Offsets, KafkaError> {
-                let mut list = TopicPartitionList::new();
-                for topic in &topics {
-                    for partition in 0..partitions {
-                        list.add_partition_offset(topic, partition, which).map_err(KafkaError::at("list offsets"))?;
-                    }
+            let committed = consumer.committed_offsets(spilled, wait.min(COORDINATOR_WAIT));
+            let committed = committed.map_err(KafkaError::at("read the overflow group's offsets"));
+            let drained = match committed {
+                Ok(committed) => {
+                    let offset = |e: &TopicPartitionListElem<'_>| (e.partition(), e.offset().to_raw().unwrap_or(0));
+                    committed.elements().iter().map(offset).collect()
                 }
-                let found = consumer.offsets_for_times(list, wait).map_err(KafkaError::at("read end offsets"))?;
-                Ok(found
-                    .elements()
-                    .iter()
-                    .filter_map(|e| match e.offset() {
-                        Offset::Offset(offset) => Some(((e.topic().to_owned(), e.partition()), offset)),
-                        _ => None,
-                    })
-                    .collect())
+                Err(error) if !known => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%error, "the overflow group has no coordinator now");
+                    HashMap::new()
+                }
             };
-            // Special timestamps of Kafka's ListOffsets: -2 the first offset, -1 the end.
+            let offsets = |which| ends::offsets(&consumer, &topics, partitions, which, wait);
             Ok(Watermarks { drained, low: offsets(Offset::Beginning)?, high: offsets(Offset::End)? })
         };
         Ok(tokio::task::spawn_blocking(read).await??)
@@ -195,6 +189,8 @@ impl Sampler {
         let depths = self.admission.depths();
         for lane in Lane::ALL {
             let at = lane.index();
+            // The processors tell the former, too, each of the whole lane: the largest counts.
+            metrics::gauge!("throughline_commands_waiting", "lane" => lane.name()).set(depths.lanes[at] as f64);
             metrics::gauge!("throughline_admission_queue_commands", "lane" => lane.name()).set(depths.lanes[at] as f64);
             metrics::gauge!("throughline_admission_drained_commands_per_second", "lane" => lane.name())
                 .set(depths.drained_per_second[at]);
