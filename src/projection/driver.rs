@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::Applier;
 use super::claim::{CheckpointOwner, TopicView};
+use super::state::{self, Readiness};
 use super::{ProjectionLoopError, Projector, reset, run};
 use crate::health::{Health, PartitionState};
 use crate::kafka::consumer::Committed;
@@ -84,6 +85,11 @@ impl<E: Send + Sync + 'static> Driver<E> {
         let reports = self.health.partition_reports();
         let ours = reports.into_iter().find(|report| report.partition == partition)?;
         ours.reason.filter(|_| ours.state == PartitionState::Standing)
+    }
+
+    /// The loop's regular look: whether it may go on. Claims that are another's by now are given back.
+    pub async fn look(&mut self) -> Result<bool, ProjectionLoopError> {
+        Ok(state::sample(&mut self.applier).await? == Readiness::Ready)
     }
 
     /// Applies records of claimed partitions, in batches.
