@@ -32,6 +32,17 @@ comment on column throughline.dead_letters.superseded_by is 'What made the lette
 create index dead_letters_event on throughline.dead_letters (consumer, source_partition, seq)
     where kind = 'event' and seq is not null;
 
+-- An event's letter is told by its seq, wherever the event stands on the topic: offsets begin anew in a topic
+-- made anew, and an event may come twice. Only other records are told by their offset.
+do $$
+declare
+    definition text := pg_get_indexdef('throughline.dead_letters_source'::regclass);
+begin
+    drop index throughline.dead_letters_source;
+    execute replace(definition, '(source_offset IS NOT NULL)',
+                    '(source_offset IS NOT NULL AND (kind = ''command'' OR seq IS NULL))');
+end $$;
+
 -- A projection that meets another life of its topic looks for its place by seq.
 alter table throughline.checkpoints add column topic_id text;
 comment on column throughline.checkpoints.topic_id is 'Kafka''s id of the topic that next_offset is a place in; null: not known';
