@@ -21,5 +21,6 @@ mod scaling;
 mod schemathesis;
 mod stopping;
 mod takeover;
+mod topic_anew;
 mod trouble;
 mod zombie;

@@ -14,6 +14,7 @@ mod reset_kills;
 mod resets;
 mod rights;
 mod scenario;
+mod sequences;
 mod walk;
 mod walk_model;
 mod walk_run;
