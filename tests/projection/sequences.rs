@@ -35,7 +35,7 @@ struct Sick {
 }
 
 impl Sick {
-    /// The events of `first` are applied before it breaks; among those that come after, some are parked.
+    /// Its events are in the store, and not published yet.
     async fn new(seed: u64) -> Self {
         let mut bed = Bed::with(parking).await;
         let events = lives(seed, 60);
@@ -215,27 +215,13 @@ async fn forget_all(bed: &Bed, all: bool) {
 
 async fn expired_while_away(seed: u64, all: bool) {
     let mut sick = Sick::new(seed).await;
-    let (before, after): (Vec<Stored>, Vec<Stored>) =
-        sick.bed.log.iter().cloned().partition(|event| event.stream_id != sick.stream && event.seq < 20);
-    // Only what comes first, in every partition.
-    let head: Vec<Stored> = before
-        .into_iter()
-        .take_while(|event| !after.iter().any(|late| late.seq < event.seq && late.partition == event.partition))
-        .collect();
+    let (head, rest): (Vec<Stored>, Vec<Stored>) = sick.bed.log.iter().cloned().partition(|event| event.seq <= 10);
     sick.bed.publish(&head).await;
     let running = sick.start();
-    for partition in 0..PARTITIONS {
-        let reached = head.iter().filter(|event| event.partition == partition).count();
-        sick.bed
-            .until(&format!(
-                "select count(*) = 1 from throughline.checkpoints
-                 where projection = '{NAME}' and partition = {partition} and seq >= {reached}"
-            ))
-            .await;
-    }
+    sick.bed
+        .until(&format!("select count(*) = 3 from throughline.checkpoints where projection = '{NAME}' and seq = 10"))
+        .await;
     running.stop().await;
-    let rest: Vec<Stored> =
-        sick.bed.log.iter().filter(|event| !head.iter().any(|one| one.event_id == event.event_id)).cloned().collect();
     sick.bed.publish(&rest).await;
     sick.bed
         .owner
