@@ -24,7 +24,7 @@ use throughline::orders::domain::{
     Currency, Order, OrderCommand, OrderEvent, OrderedItem, PlaceOrder, Quantity, RecordPayment, ShipOrder, UnitPrice,
 };
 use throughline::orders::{OrdersCodec, projections, schemas};
-use throughline::projection::{Projector, install, rebuild};
+use throughline::projection::{Projector, RebuildMode, install, rebuild};
 use throughline::settings::{LoadedSettings, Settings};
 use throughline::store::{DatabaseRole, connect, destinations, migrate};
 use tokio_postgres::{Client, Transaction};
@@ -86,9 +86,9 @@ async fn measure(settings: Arc<Settings>, events: usize, wanted: &[String]) {
             .expect("checkpoints");
         let projector = Projector::new(settings.clone(), &names, projection.clone(), codec.clone());
         // The first makes the live tables; the second, compared with them, counts.
-        rebuild(&projector, &Arc::default(), false).await.expect("rebuilds");
+        rebuild(&projector, &Arc::default(), RebuildMode::Forced).await.expect("rebuilds");
         owner.batch_execute("checkpoint").await.ok();
-        let report = rebuild(&projector, &Arc::default(), false).await.expect("rebuilds");
+        let report = rebuild(&projector, &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
         assert!(report.compared && report.differences.is_empty(), "{:?}", report.differences);
         let (mut rows, mut copy) = (0, 0.0);
         for table in projection.read_model().tables {

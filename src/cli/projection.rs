@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{FOUND_FALSE, INTERRUPTED, Output};
 use crate::app::install;
 use crate::orders::{self, domain::OrderEvent};
-use crate::projection::{self, Progress, Projector, RebuildReport, ResetTarget, state};
+use crate::projection::{self, Progress, Projector, RebuildMode, RebuildReport, ResetTarget, state};
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, connect};
 
@@ -52,6 +52,9 @@ enum ProjectionVerb {
     Rebuild {
         #[command(flatten)]
         name: Name,
+        /// Switch although the tables differ without a known reason
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         consent: Consent,
     },
@@ -147,7 +150,7 @@ pub async fn run(args: ProjectionArgs, settings: &Settings) -> anyhow::Result<Ex
         ProjectionVerb::Pause { name } => pause(settings, &name, true).await,
         ProjectionVerb::Resume { name } => pause(settings, &name, false).await,
         ProjectionVerb::Reset(args) => reset(output, args, settings).await,
-        ProjectionVerb::Rebuild { name, consent } => rebuild(output, &name, &consent, settings).await,
+        ProjectionVerb::Rebuild { name, force, consent } => rebuild(output, &name, force, &consent, settings).await,
         ProjectionVerb::Rollback { name, consent } => rollback(output, &name, &consent, settings).await,
     }
 }
@@ -221,10 +224,16 @@ async fn reset(output: Output, args: ResetArgs, settings: &Settings) -> anyhow::
     Ok(ExitCode::SUCCESS)
 }
 
-async fn rebuild(output: Output, name: &Name, consent: &Consent, settings: &Settings) -> anyhow::Result<ExitCode> {
+async fn rebuild(
+    output: Output,
+    name: &Name,
+    force: bool,
+    consent: &Consent,
+    settings: &Settings,
+) -> anyhow::Result<ExitCode> {
     let projector = find(settings, name).await?;
     let progress = Arc::new(Progress::default());
-    let plan = projection::rebuild(&projector, &progress, true).await?;
+    let plan = projection::rebuild(&projector, &progress, RebuildMode::DryRun).await?;
     if consent.dry_run {
         print_report(output, &projector, &plan);
         return Ok(ExitCode::SUCCESS);
@@ -233,9 +242,10 @@ async fn rebuild(output: Output, name: &Name, consent: &Consent, settings: &Sett
     if !consent.given(&what)? {
         return Ok(ExitCode::FAILURE);
     }
+    let mode = if force { RebuildMode::Forced } else { RebuildMode::Checked };
     let bar = tokio::spawn(show(progress.clone()));
     let outcome = tokio::select! {
-        outcome = projection::rebuild(&projector, &progress, false) => outcome,
+        outcome = projection::rebuild(&projector, &progress, mode) => outcome,
         _ = tokio::signal::ctrl_c() => {
             bar.abort();
             eprintln!("interrupted; the live tables are untouched, and the next rebuild discards what is left");
@@ -246,9 +256,19 @@ async fn rebuild(output: Output, name: &Name, consent: &Consent, settings: &Sett
     let report = outcome?;
     print_report(output, &projector, &report);
     for difference in &report.differences {
-        eprintln!("the old tables differed: {difference}");
+        eprintln!("the tables differ: {difference}");
     }
-    Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FOUND_FALSE) })
+    if report.switched {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "not switched: {} difference(s) have no known reason. The live tables are untouched; the rebuilt ones are in the \
+         schema {} until the next rebuild. To switch all the same: `throughline projection rebuild {} --force`",
+        report.unexplained,
+        projection::NEXT,
+        projector.name()
+    );
+    Ok(ExitCode::from(FOUND_FALSE))
 }
 
 fn print_report(output: Output, projector: &Projector<OrderEvent>, report: &RebuildReport) {
@@ -261,9 +281,10 @@ fn print_report(output: Output, projector: &Projector<OrderEvent>, report: &Rebu
     let row = json!({
         "name": projector.name(), "events": report.events, "seconds": tenths(report.seconds), "eventsPerSecond": rate,
         "fromVersion": report.from_version, "toVersion": report.to_version, "digests": same,
-        "differences": report.differences,
+        "differences": report.differences, "switched": report.switched,
     });
-    output.print(&["name", "events", "seconds", "eventsPerSecond", "fromVersion", "toVersion", "digests"], &[row]);
+    let columns = ["name", "events", "seconds", "eventsPerSecond", "fromVersion", "toVersion", "digests", "switched"];
+    output.print(&columns, &[row]);
 }
 
 /// A bar with rate and estimate, on a terminal only.

@@ -24,7 +24,8 @@ pub(super) struct RepublishArgs {
     /// beginning, or PARTITION:SEQ (may be repeated; then only the partitions named)
     #[arg(long, default_value = "beginning", value_name = "WHERE")]
     from: Vec<Start>,
-    /// The topic to write; made with as many partitions when it is not there
+    /// The topic to write; made with as many partitions when it is not there. The pipeline's own events
+    /// topic, made anew or cut short, gets back what was published on it, byte for byte
     #[arg(long, value_name = "NAME", value_parser = topics::checked_name)]
     to_topic: String,
     /// Print what would be sent, and send nothing
@@ -41,25 +42,24 @@ pub(super) struct RepublishArgs {
 pub(super) async fn run(args: RepublishArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let topic = args.to_topic.as_str();
     let ours = install::topic_specs(settings);
-    if ours.iter().any(|spec| spec.name == topic) {
-        let whose = "belongs to the pipeline and is written by it alone; name another topic with --to-topic";
-        return Err(WrongUsage(format!("{topic} {whose}")).into());
-    }
-    if args.from.contains(&Start::End) {
-        return Err(WrongUsage("--from end sends nothing: say beginning, or places PARTITION:SEQ".into()).into());
-    }
-    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
-    let codec = install::orders_codec_unchecked(settings, &client).await?;
     let events_topic = install::orders_topics(settings).events();
+    let restores = topic == events_topic;
+    check(&args, settings, restores, ours.iter().any(|spec| spec.name == topic))?;
+    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
     let destination = destinations::find(&client, &events_topic).await?;
-    let last = last_seqs(&client, &destination).await?;
-    let wanted: Vec<Span> = spans(&args.from, &destination, &last, 0)?
-        .into_iter()
-        .map(|span| Span { upto: last[span.partition as usize], ..span })
-        .collect();
+    let (wanted, codec, cure) = if restores {
+        let cure = format!("delete {topic} and run this again: it makes the topic and fills it");
+        (republish::published(&client, &destination).await?, None, cure)
+    } else {
+        let codec = install::orders_codec_unchecked(settings, &client).await?;
+        let last = last_seqs(&client, &destination).await?;
+        let spans = spans(&args.from, &destination, &last, 0)?;
+        let wanted = spans.into_iter().map(|span| Span { upto: last[span.partition as usize], ..span }).collect();
+        (wanted, Some(codec), "name a new topic".to_owned())
+    };
     let left = match topics::partition_count(&settings.kafka, topic).await? {
         None => wanted,
-        Some(count) if count == destination.partitions => republish::plan(settings, topic, &wanted).await?,
+        Some(count) if count == destination.partitions => republish::plan(settings, topic, &wanted, &cure).await?,
         Some(count) => bail!(
             "{topic} has {count} partitions and {events_topic} {}: the same order would not be the same partition's",
             destination.partitions
@@ -84,10 +84,34 @@ pub(super) async fn run(args: RepublishArgs, settings: &Settings) -> anyhow::Res
     let bar = progress_bar(events.unsigned_abs());
     let to = (&destination, topic);
     let sent =
-        republish::run(settings, &client, to, schemas::NAMESPACE, &left, &codec, |done| bar.set_position(done)).await;
+        republish::run(settings, &client, to, schemas::NAMESPACE, &left, codec.as_ref(), |done| bar.set_position(done))
+            .await;
     bar.finish_and_clear();
     print_sent(topic, sent?, left.len(), args.output);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What cannot be meant. `restores`: the topic is the pipeline's own events topic, which gets back what was
+/// published on it; `is_ours`: it is one of the pipeline's.
+fn check(args: &RepublishArgs, settings: &Settings, restores: bool, is_ours: bool) -> Result<(), WrongUsage> {
+    let topic = &args.to_topic;
+    if is_ours && !restores {
+        let whose = "belongs to the pipeline and is written by it alone; name another topic with --to-topic";
+        return Err(WrongUsage(format!("{topic} {whose}")));
+    }
+    if args.from.contains(&Start::End) {
+        return Err(WrongUsage("--from end sends nothing: say beginning, or places PARTITION:SEQ".into()));
+    }
+    if restores && args.from != [Start::Beginning] {
+        return Err(WrongUsage(format!(
+            "{topic} is the pipeline's own and gets all that was published: leave --from out"
+        )));
+    }
+    if restores && settings.relay.accept_lost_records_of.split(',').any(|name| name.trim() == topic) {
+        let why = "the relay goes on without its history (relay.accept_lost_records_of); take that back first";
+        return Err(WrongUsage(format!("{topic}: {why}")));
+    }
+    Ok(())
 }
 
 fn print_sent(topic: &str, sent: u64, partitions: usize, output: Output) {

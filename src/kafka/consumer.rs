@@ -17,7 +17,7 @@ use super::claims::Claims;
 use super::mailbox::{Claim, Mailbox};
 use super::poller::Poller;
 use super::rebalance::Rebalancer;
-use super::record::TopicPartition;
+use super::record::{Record, TopicPartition};
 use crate::health::{Heartbeat, Partitions};
 
 /// What Kafka holds as committed for a partition: offset and metadata; none when nothing is.
@@ -130,23 +130,7 @@ impl Consumer {
     /// Subscribes and starts the thread.
     pub fn start(options: ConsumerOptions, owner: impl PartitionOwner) -> Result<Self, KafkaError> {
         let group = options.config.get("group.id").unwrap_or_default().to_owned();
-        let mailbox = || Arc::new(Mailbox::new(options.queue_records_max, options.queue_bytes_max));
-        let shared = Arc::new(Shared {
-            group: group.clone(),
-            owner: Box::new(owner),
-            mailboxes: std::iter::repeat_with(mailbox).take(options.workers.max(1)).collect(),
-            read_committed_offsets: options.read_committed_offsets,
-            partitions: options.partitions,
-            heartbeat: options.heartbeat,
-            claims: Claims::default(),
-            halt_retry: options.halt_retry,
-            client: OnceLock::new(),
-            requests: Mutex::default(),
-            revoked: Mutex::default(),
-            failure: Mutex::default(),
-            phase: Mutex::new(Phase::Running),
-            phase_changed: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::new(&options, owner));
         let consumer: BaseConsumer<Rebalancer> = options
             .config
             .create_with_context(Rebalancer::new(shared.clone()))
@@ -162,6 +146,24 @@ impl Consumer {
             .spawn(move || poller.run())
             .map_err(|error| KafkaError::Fatal(format!("cannot start the consumer thread: {error}")))?;
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// A consumer without a thread and a group: whoever made it grants the claims and feeds the records.
+    pub fn by_hand(options: &ConsumerOptions, owner: impl PartitionOwner) -> Self {
+        Self { shared: Arc::new(Shared::new(options, owner)), thread: Mutex::new(None) }
+    }
+
+    /// Grants a claim, as the thread does.
+    pub fn grant(&self, source: &TopicPartition, claim: Claim) {
+        self.shared.claims.forget(source);
+        self.shared.grant(source, claim);
+    }
+
+    /// Hands records over, as the thread does after a fetch.
+    pub fn feed(&self, records: Vec<Record>) {
+        for record in records {
+            self.shared.mailbox(&record.source).push(vec![record]);
+        }
     }
 
     /// One mailbox a worker.
@@ -226,6 +228,26 @@ impl Drop for Consumer {
 }
 
 impl Shared {
+    fn new(options: &ConsumerOptions, owner: impl PartitionOwner) -> Self {
+        let mailbox = || Arc::new(Mailbox::new(options.queue_records_max, options.queue_bytes_max));
+        Self {
+            group: options.config.get("group.id").unwrap_or_default().to_owned(),
+            owner: Box::new(owner),
+            mailboxes: std::iter::repeat_with(mailbox).take(options.workers.max(1)).collect(),
+            read_committed_offsets: options.read_committed_offsets,
+            partitions: options.partitions.clone(),
+            heartbeat: options.heartbeat.clone(),
+            claims: Claims::default(),
+            halt_retry: options.halt_retry,
+            client: OnceLock::new(),
+            requests: Mutex::default(),
+            revoked: Mutex::default(),
+            failure: Mutex::default(),
+            phase: Mutex::new(Phase::Running),
+            phase_changed: Condvar::new(),
+        }
+    }
+
     /// The worker, and mailbox, that a partition goes to.
     pub(super) fn worker_of(&self, source: &TopicPartition) -> usize {
         source.partition.unsigned_abs() as usize % self.mailboxes.len()

@@ -35,6 +35,12 @@ impl Record {
         Self { source, offset, timestamp_ms: 0, key, value, headers: Vec::new() }
     }
 
+    /// The same with these headers.
+    #[must_use]
+    pub fn with_headers(self, headers: Vec<(String, Vec<u8>)>) -> Self {
+        Self { headers, ..self }
+    }
+
     /// Copies a message out of the client's buffer.
     pub fn detach(message: &BorrowedMessage<'_>, topic: Arc<str>) -> Self {
         let headers = message.headers().map_or_else(Vec::new, |headers| {

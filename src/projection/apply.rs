@@ -8,18 +8,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::checkpoint::{self, Checkpoint, Move};
+use super::checkpoint::{Checkpoint, Move};
 use super::decode::{self, Body, Decoded, Item};
-use super::handler::{self, Failure};
+use super::handler::Failure;
+use super::transact::{self, Attempt};
 use super::{LIVE, Projector, park, reset};
-use crate::engine::Recorded;
 use crate::health::Heartbeat;
 use crate::kafka::{Batch, Claim, Consumer, Mailbox, TopicPartition};
 use crate::settings::FailurePolicy;
-use crate::store::{DeadLetter, StoreError};
+use crate::store::StoreError;
 
 /// Applies batches, on a connection of its own.
 pub(super) struct Applier<E: Send + Sync + 'static> {
@@ -33,12 +33,8 @@ pub(super) struct Applier<E: Send + Sync + 'static> {
     pub client: Option<Client>,
     /// Epochs seen per partition: a fresh claim may come with rows parked by its last owner.
     pub epochs: HashMap<i32, i64>,
-}
-
-enum Attempt {
-    Applied(Vec<Move>),
-    /// Another owner holds these partitions.
-    Lost(HashSet<i32>),
+    /// Seqs that operators discarded and that come again under the claims held, by partition.
+    pub discarded: HashMap<i32, HashSet<i64>>,
 }
 
 /// What is left to do of one batch.
@@ -51,14 +47,32 @@ struct Work {
 }
 
 impl<E: Send + Sync + 'static> Applier<E> {
+    pub(super) fn new(
+        projector: Projector<E>,
+        consumer: Arc<Consumer>,
+        mailbox: Arc<Mailbox>,
+        heartbeat: Heartbeat,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            projector,
+            consumer,
+            mailbox,
+            heartbeat,
+            shutdown,
+            parked_open: true,
+            client: None,
+            epochs: HashMap::new(),
+            discarded: HashMap::new(),
+        }
+    }
+
     /// Applies a batch, or what can be applied of it. Returns early on shutdown: nothing is lost,
     /// since the checkpoint tells where to go on.
     pub(super) async fn process(&mut self, batch: Batch) {
         let mut work = Work::new(&batch);
-        for held in work.held.values() {
-            self.parked_open |= self.epochs.insert(held.partition, held.epoch) != Some(held.epoch);
-        }
-        let mut decoded = decode::decode(&self.projector, batch);
+        self.learn(&mut work).await;
+        let mut decoded = decode::decode(&self.projector, batch, &self.discarded);
         metrics::counter!("throughline_projection_duplicates_total", "projection" => self.projector.name())
             .increment(decoded.duplicates);
         work.ranges.push(0..decoded.items.len());
@@ -88,6 +102,39 @@ impl<E: Send + Sync + 'static> Applier<E> {
         }
     }
 
+    /// What a fresh claim comes with: rows parked by its last owner, and discarded events that come again.
+    async fn learn(&mut self, work: &mut Work) {
+        loop {
+            let fresh: Vec<Checkpoint> = work
+                .held
+                .values()
+                .filter(|held| self.epochs.get(&held.partition) != Some(&held.epoch))
+                .copied()
+                .collect();
+            if fresh.is_empty() || self.shutdown.is_cancelled() {
+                return;
+            }
+            match self.discarded_ahead(&fresh).await {
+                Ok(mut found) => {
+                    self.parked_open = true;
+                    for Checkpoint { partition, epoch, .. } in fresh {
+                        self.discarded.insert(partition, found.remove(&partition).unwrap_or_default());
+                        self.epochs.insert(partition, epoch);
+                    }
+                }
+                Err(error) => self.transient(work, 0..0, &error).await,
+            }
+        }
+    }
+
+    async fn discarded_ahead(&mut self, fresh: &[Checkpoint]) -> Result<HashMap<i32, HashSet<i64>>, StoreError> {
+        let client = self.take_client().await?;
+        let (partitions, seqs): (Vec<i32>, Vec<i64>) = fresh.iter().map(|held| (held.partition, held.seq)).unzip();
+        let found = park::discarded_ahead(&client, &self.projector.group, &partitions, &seqs).await?;
+        self.client = Some(client);
+        Ok(found)
+    }
+
     async fn attempt(
         &mut self,
         decoded: &Decoded<E>,
@@ -96,13 +143,14 @@ impl<E: Send + Sync + 'static> Applier<E> {
     ) -> Result<Attempt, Failure> {
         let items: Vec<&Item> =
             decoded.items[range].iter().filter(|item| held.contains_key(&item.record.source.partition)).collect();
-        let moves = moves(&items, &decoded.events, held);
+        let moves = transact::moves(&items, &decoded.events, held);
         if moves.is_empty() {
             return Ok(Attempt::Applied(moves));
         }
         let (projector, mut client) = (self.projector.clone(), self.take_client().await?);
-        let ask = self.parked_open || items.iter().any(|item| matches!(item.body, Body::Poison { .. }));
-        let outcome = transact(&projector, &mut client, &items, &decoded.events, &moves, ask).await;
+        let ask =
+            self.parked_open || items.iter().any(|item| matches!(item.body, Body::Poison { .. } | Body::Discarded));
+        let outcome = transact::transact(&projector, &mut client, &items, &decoded.events, &moves, ask).await;
         // After a failure the connection may be busy with what was given up.
         if outcome.is_ok() {
             self.client = Some(client);
@@ -257,142 +305,5 @@ impl Work {
             sources: batch.claims.keys().map(|source| (source.partition, source.clone())).collect(),
             tries: 0,
         }
-    }
-}
-
-fn moves<E>(items: &[&Item], events: &[Recorded<E>], held: &HashMap<i32, Checkpoint>) -> Vec<Move> {
-    let mut moves: HashMap<i32, Move> = HashMap::new();
-    for item in items {
-        let from = held[&item.record.source.partition];
-        let moved = moves.entry(from.partition).or_insert(Move {
-            from,
-            next_offset: from.next_offset,
-            seq: from.seq,
-            last_event_at: None,
-        });
-        moved.next_offset = item.record.offset + 1;
-        moved.seq = item.seq;
-        if let Body::Event(index) = item.body {
-            moved.last_event_at = Some(events[index].recorded_at);
-        }
-    }
-    let mut moves: Vec<Move> = moves.into_values().collect();
-    moves.sort_by_key(|moved| moved.from.partition);
-    moves
-}
-
-/// The transaction. Also tells whether something was found or left parked.
-async fn transact<E: Send + Sync>(
-    projector: &Projector<E>,
-    client: &mut Client,
-    items: &[&Item],
-    events: &[Recorded<E>],
-    moves: &[Move],
-    ask: bool,
-) -> Result<(Attempt, bool), Failure> {
-    let tx = client.transaction().await.map_err(Failure::ours("begin a batch"))?;
-    let advance = checkpoint::advance(&tx, projector.name(), moves);
-    let (moved, applied, parked) = if ask {
-        let moved = advance.await;
-        let split = split_parked(projector, &tx, items).await?;
-        let applied = apply_runs(projector, &tx, events, &split.runs).await;
-        park::park(&tx, &split.letters).await?;
-        metrics::counter!("throughline_projection_parked_total", "projection" => projector.name())
-            .increment(split.letters.len() as u64);
-        (moved, applied, !split.letters.is_empty())
-    } else {
-        // Sent together: the compare-and-set reaches the server first and costs no round trip.
-        let runs = runs(items.iter().filter_map(|item| event_of(item)));
-        let (moved, applied) = futures_util::join!(advance, apply_runs(projector, &tx, events, &runs));
-        (moved, applied, false)
-    };
-    let moved = moved.map_err(Failure::ours("move checkpoints"))?;
-    let lost: HashSet<i32> =
-        moves.iter().map(|wanted| wanted.from.partition).filter(|partition| !moved.contains(partition)).collect();
-    if !lost.is_empty() {
-        return Ok((Attempt::Lost(lost), false));
-    }
-    applied?;
-    crate::crash_point!("projection.before_commit");
-    tx.commit().await.map_err(Failure::ours("commit a batch"))?;
-    crate::crash_point!("projection.after_commit");
-    Ok((Attempt::Applied(moves.to_vec()), parked))
-}
-
-struct Split {
-    runs: Vec<Range<usize>>,
-    letters: Vec<DeadLetter>,
-}
-
-/// Sorts out what has to be parked: poison, and events behind parked ones of their key.
-async fn split_parked<E: Send + Sync>(
-    projector: &Projector<E>,
-    tx: &Transaction<'_>,
-    items: &[&Item],
-) -> Result<Split, Failure> {
-    let keys: Vec<&[u8]> = items.iter().filter_map(|item| item.record.key.as_deref()).collect();
-    let mut parked =
-        park::open_keys(tx, &projector.group, &keys).await.map_err(Failure::ours("look for parked keys"))?;
-    let mut letters = Vec::new();
-    let mut apply = Vec::new();
-    for item in items {
-        let key = item.record.key.as_ref();
-        match &item.body {
-            Body::Duplicate => {}
-            Body::Poison { code, reason } => {
-                let numbered = *code != "FOREIGN_RECORD";
-                letters.push(park::letter(&projector.group, item, numbered, code, reason));
-                parked.extend(key.filter(|_| numbered).cloned());
-            }
-            Body::Event(index) if key.is_some_and(|key| parked.contains(key)) => {
-                let _ = index;
-                let reason = "an earlier event of the same key is parked";
-                letters.push(park::letter(&projector.group, item, true, "BEHIND_PARKED", reason));
-            }
-            Body::Event(index) => apply.push(*index),
-        }
-    }
-    Ok(Split { runs: runs(apply.into_iter()), letters })
-}
-
-fn event_of(item: &Item) -> Option<usize> {
-    match item.body {
-        Body::Event(index) => Some(index),
-        _ => None,
-    }
-}
-
-/// Ascending indices as ranges without gaps.
-fn runs(indices: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for index in indices {
-        match runs.last_mut() {
-            Some(run) if run.end == index => run.end += 1,
-            _ => runs.push(index..index + 1),
-        }
-    }
-    runs
-}
-
-async fn apply_runs<E: Send + Sync>(
-    projector: &Projector<E>,
-    tx: &Transaction<'_>,
-    events: &[Recorded<E>],
-    runs: &[Range<usize>],
-) -> Result<(), Failure> {
-    for run in runs {
-        handler::apply(projector, tx, &events[run.clone()]).await?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn indices_gather_to_runs() {
-        assert_eq!(runs([0, 1, 2, 5, 7, 8].into_iter()), vec![0..3, 5..6, 7..9]);
-        assert!(runs(std::iter::empty()).is_empty());
     }
 }

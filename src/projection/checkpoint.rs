@@ -108,8 +108,26 @@ async fn read(
     Ok(rows.iter().map(Checkpoint::from_row).collect())
 }
 
-/// Takes a partition over: creates the row if it is the first time, locks it.
-pub(super) async fn take(tx: &Transaction<'_>, projection: &str, partition: i32) -> Result<Checkpoint, StoreError> {
+/// The last number that the relay marked as published, by the store.
+pub(super) async fn published(tx: &Transaction<'_>, topic: &str, partition: i32) -> Result<i64, StoreError> {
+    let row = tx
+        .query_opt(
+            "select l.published from throughline.relay_leases l join throughline.topics t on t.id = l.topic
+             where t.name = $1 and l.partition = $2",
+            &[&topic, &partition],
+        )
+        .await
+        .map_err(StoreError::at("look how far a partition is published"))?;
+    Ok(row.map_or(0, |row| row.get(0)))
+}
+
+/// Takes a partition over: creates the row if it is the first time, locks it. Also tells the id of the
+/// topic that its offset is a place in, where that is known.
+pub(super) async fn take(
+    tx: &Transaction<'_>,
+    projection: &str,
+    partition: i32,
+) -> Result<(Checkpoint, Option<String>), StoreError> {
     tx.execute(
         "insert into throughline.checkpoints (partition, projection, epoch) values ($1, $2, 0) on conflict do nothing",
         &[&partition, &projection],
@@ -118,13 +136,13 @@ pub(super) async fn take(tx: &Transaction<'_>, projection: &str, partition: i32)
     .map_err(StoreError::at("create a checkpoint"))?;
     let row = tx
         .query_one(
-            "select partition, next_offset, seq, epoch from throughline.checkpoints
+            "select partition, next_offset, seq, epoch, topic_id from throughline.checkpoints
              where projection = $1 and partition = $2 and generation = 'read' for update",
             &[&projection, &partition],
         )
         .await
         .map_err(StoreError::at("lock a checkpoint"))?;
-    Ok(Checkpoint::from_row(&row))
+    Ok((Checkpoint::from_row(&row), row.get(4)))
 }
 
 /// Stores a checkpoint under the next epoch: every earlier owner is fenced off.
@@ -132,12 +150,14 @@ pub(super) async fn put(
     tx: &Transaction<'_>,
     projection: &str,
     mut checkpoint: Checkpoint,
+    topic_id: Option<&str>,
 ) -> Result<Checkpoint, StoreError> {
     checkpoint.epoch += 1;
     tx.execute(
-        "update throughline.checkpoints set next_offset = $3, seq = $4, epoch = $5, updated_at = now()
+        "update throughline.checkpoints
+         set next_offset = $3, seq = $4, epoch = $5, topic_id = coalesce($6, topic_id), updated_at = now()
          where projection = $1 and partition = $2 and generation = 'read'",
-        &[&projection, &checkpoint.partition, &checkpoint.next_offset, &checkpoint.seq, &checkpoint.epoch],
+        &[&projection, &checkpoint.partition, &checkpoint.next_offset, &checkpoint.seq, &checkpoint.epoch, &topic_id],
     )
     .await
     .map_err(StoreError::at("store a checkpoint"))?;

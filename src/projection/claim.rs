@@ -5,12 +5,14 @@
 
 use std::collections::HashMap;
 
+use tokio_postgres::Transaction;
+
 use super::checkpoint::{self, Checkpoint};
-use super::peek::{self, Peek};
+use super::peek::Peek;
 use super::reset::{self, Start};
-use super::{LIVE, ProjectionLoopError, Projector, fill, state};
+use super::{LIVE, ProjectionLoopError, Projector, fill, gaps, state};
 use crate::kafka::consumer::{ClaimError, Committed, PartitionOwner};
-use crate::kafka::{Claim, TopicPartition};
+use crate::kafka::{Claim, KafkaError, TopicPartition};
 use crate::store::StoreError;
 
 /// Claims partitions for one projection.
@@ -37,7 +39,7 @@ impl<E: Send + Sync + 'static> PartitionOwner for CheckpointOwner<E> {
         committed: Committed,
         watermarks: (i64, i64),
     ) -> Result<Claim, ClaimError> {
-        let held = run(self.claim_checkpoint(source.partition, &committed, watermarks))?;
+        let held = run(self.claim_on_topic(source.partition, &committed, watermarks))?;
         Ok(Claim { epoch: held.epoch, next_offset: held.next_offset, seq: held.seq })
     }
 }
@@ -62,12 +64,35 @@ fn classify(error: ProjectionLoopError) -> ClaimError {
     }
 }
 
+/// What a claim knows of its partition on the topic.
+pub struct TopicView<'a> {
+    /// The first offset kept, and the next one to be written.
+    pub kept: (i64, i64),
+    /// Kafka's id of the topic; none where it gives none.
+    pub topic_id: Option<String>,
+    /// The number of the last event before an offset; none where no record tells.
+    pub seq_before: &'a (dyn Fn(i64) -> Result<Option<i64>, KafkaError> + Send + Sync),
+}
+
 impl<E: Send + Sync + 'static> CheckpointOwner<E> {
-    async fn claim_checkpoint(
+    async fn claim_on_topic(
         &self,
         partition: i32,
         committed: &Committed,
-        watermarks: (i64, i64),
+        kept: (i64, i64),
+    ) -> Result<Checkpoint, ProjectionLoopError> {
+        let projector = &self.projector;
+        let peek = Peek::new(&projector.settings.kafka, &projector.topic, partition)?;
+        let view = TopicView { kept, topic_id: peek.topic_id()?, seq_before: &|offset| peek.seq_before(offset, kept) };
+        self.claim_checkpoint(partition, committed, &view).await
+    }
+
+    /// The claim, in a transaction of its own.
+    pub(super) async fn claim_checkpoint(
+        &self,
+        partition: i32,
+        committed: &Committed,
+        view: &TopicView<'_>,
     ) -> Result<Checkpoint, ProjectionLoopError> {
         let projector = &self.projector;
         crate::crash_point!("projection.claim.named");
@@ -77,13 +102,19 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         tx.batch_execute("set local statement_timeout = 0")
             .await
             .map_err(StoreError::at("set the claim's statement timeout"))?;
+        let (held, topic_id) = checkpoint::take(&tx, projector.name(), partition).await?;
+        // Asked under the lock: a switch to tables of another version waits for it, or is seen.
         state::check_version(&tx, projector).await?;
-        let held = checkpoint::take(&tx, projector.name(), partition).await?;
+        let is_known = topic_id.is_none() || view.topic_id.is_none() || topic_id == view.topic_id;
+        let held = if is_known && held.next_offset <= view.kept.1 { held } else { self.find(&tx, held, view).await? };
         let wish = reset::open_wish(&tx, projector, partition, committed).await?;
-        let start = reset::decide(held.next_offset, wish, watermarks);
-        let moved = self.carry_out(&tx, start, held, watermarks).await?;
+        let start = reset::decide(held.next_offset, wish, view.kept);
+        let mut moved = self.carry_out(&tx, start, held, view).await?;
+        if gaps::holds_discarded(&tx, projector.name(), &projector.group, partition, moved.seq).await? {
+            moved = reset::refill(projector, &tx, moved).await?;
+        }
         crate::crash_point!("projection.claim.before_commit");
-        let claimed = checkpoint::put(&tx, projector.name(), moved).await?;
+        let claimed = checkpoint::put(&tx, projector.name(), moved, view.topic_id.as_deref()).await?;
         tx.commit().await.map_err(StoreError::at("commit a claim"))?;
         crate::crash_point!("projection.claim.after_commit");
         Ok(claimed)
@@ -91,63 +122,94 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
 
     async fn carry_out(
         &self,
-        tx: &tokio_postgres::Transaction<'_>,
+        tx: &Transaction<'_>,
         start: Start,
         held: Checkpoint,
-        (first, end): (i64, i64),
+        view: &TopicView<'_>,
     ) -> Result<Checkpoint, ProjectionLoopError> {
         let projector = &self.projector;
         match start {
             Start::Resume => Ok(held),
             Start::Here => {
-                let seq = self.seq_before(held.partition, held.next_offset, first, end)?;
+                let seq = self.seq_before(tx, held.partition, held.next_offset, view).await?;
                 if seq <= held.seq {
                     return reset::stay(projector, tx, held).await;
                 }
                 reset::backward(projector, tx, held, held.next_offset, seq).await
             }
             Start::Backward { target } => {
-                let seq = self.seq_before(held.partition, target, first, end)?;
+                let seq = self.seq_before(tx, held.partition, target, view).await?;
                 reset::backward(projector, tx, held, target, seq).await
             }
             Start::Forward { target } => {
-                let seq = self.seq_before(held.partition, target, first, end)?;
+                let seq = self.seq_before(tx, held.partition, target, view).await?;
                 reset::forward(projector, tx, held, target, seq).await
             }
-            Start::Expired { first: target } => {
-                let seq = self.seq_before(held.partition, target, first, end)?.max(held.seq);
-                tracing::warn!(
-                    projection = projector.name(),
-                    partition = held.partition,
-                    from_seq = held.seq,
-                    to_seq = seq,
-                    "Kafka dropped records that were not applied yet; their events are taken from the store"
-                );
-                fill::fill(projector, tx, held.partition, held.seq, seq).await?;
-                Ok(Checkpoint { next_offset: target, seq, ..held })
+            Start::Expired { first } => {
+                let seq = self.seq_before(tx, held.partition, first, view).await?;
+                self.from_store(tx, Checkpoint { next_offset: first, ..held }, seq).await
             }
         }
     }
 
-    /// The sequence number of the last event before `target`.
-    fn seq_before(&self, partition: i32, target: i64, first: i64, end: i64) -> Result<i64, ProjectionLoopError> {
-        let peek = Peek::new(&self.projector.settings.kafka, &self.projector.topic, partition)?;
-        if target < end
-            && let Some(seq) = peek.first_seq_from(target)?
-        {
-            return Ok(seq - 1);
+    /// The place of `held` on a topic that was made anew, or cut short: its offset means nothing there, its
+    /// seq does. What the topic does not hold any more comes from the store.
+    async fn find(
+        &self,
+        tx: &Transaction<'_>,
+        held: Checkpoint,
+        view: &TopicView<'_>,
+    ) -> Result<Checkpoint, ProjectionLoopError> {
+        let (first, end) = view.kept;
+        let before = self.seq_before(tx, held.partition, first, view).await?;
+        // Where each number stands there once, it is here; else further on, and what comes twice is passed over.
+        let guess = (first + (held.seq - before).max(0)).min(end);
+        let fits = (view.seq_before)(guess)?.is_some_and(|seq| seq <= held.seq);
+        let next_offset = if fits { guess } else { first };
+        tracing::warn!(
+            projection = self.projector.name(),
+            partition = held.partition,
+            seq = held.seq,
+            from_offset = held.next_offset,
+            to_offset = next_offset,
+            "the topic is another one, or was cut short; the projection goes on by seq"
+        );
+        self.from_store(tx, Checkpoint { next_offset, ..held }, before).await
+    }
+
+    /// Brings the rows to `seq`, unless they are further.
+    async fn from_store(
+        &self,
+        tx: &Transaction<'_>,
+        held: Checkpoint,
+        seq: i64,
+    ) -> Result<Checkpoint, ProjectionLoopError> {
+        if seq <= held.seq {
+            return Ok(held);
         }
-        match peek.last_seq(first, end)? {
+        tracing::warn!(
+            projection = self.projector.name(),
+            partition = held.partition,
+            from_seq = held.seq,
+            to_seq = seq,
+            "the topic does not hold what was not applied yet; those events are taken from the store"
+        );
+        fill::fill_live(&self.projector, tx, held.partition, held.seq, seq, "fill").await?;
+        Ok(Checkpoint { seq, ..held })
+    }
+
+    /// The sequence number of the last event before `target`. Where no record tells, nothing is kept there
+    /// of what was published.
+    async fn seq_before(
+        &self,
+        tx: &Transaction<'_>,
+        partition: i32,
+        target: i64,
+        view: &TopicView<'_>,
+    ) -> Result<i64, ProjectionLoopError> {
+        match (view.seq_before)(target)? {
             Some(seq) => Ok(seq),
-            None if first == 0 && end == 0 => Ok(0),
-            None => Err(ProjectionLoopError::refused(
-                self.projector.name(),
-                format!(
-                    "the reset of partition {partition} to offset {target} cannot be placed: {} holds no record there \
-                     that tells its sequence number. Reset to an offset that holds a record.",
-                    peek::describe(&self.projector.topic, first, end)
-                ),
-            )),
+            None => Ok(checkpoint::published(tx, &self.projector.topic, partition).await?),
         }
     }
 }

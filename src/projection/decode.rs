@@ -2,7 +2,7 @@
 //!
 //! Works on one batch in memory. Neither Kafka nor PostgreSQL is asked anything.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
@@ -26,6 +26,8 @@ pub(super) enum Body {
     Event(usize),
     /// Applied before; only the offset moves.
     Duplicate,
+    /// An operator discarded it when it stood parked: it stays out.
+    Discarded,
     /// To be parked: what is wrong with it.
     Poison { code: &'static str, reason: String },
 }
@@ -40,14 +42,20 @@ pub(super) struct Decoded<E> {
 }
 
 /// Reads a batch. After a record that stops its partition nothing more of that partition is taken.
-pub(super) fn decode<E: Send + Sync>(projector: &Projector<E>, batch: Batch) -> Decoded<E> {
+/// `discarded`: seqs that operators discarded, by partition.
+pub(super) fn decode<E: Send + Sync>(
+    projector: &Projector<E>,
+    batch: Batch,
+    discarded: &HashMap<i32, HashSet<i64>>,
+) -> Decoded<E> {
     let mut reached: HashMap<TopicPartition, i64> =
         batch.claims.iter().map(|(source, claim)| (source.clone(), claim.seq)).collect();
     let park = projector.policy() == FailurePolicy::Park;
     let mut decoded = Decoded { items: Vec::new(), events: Vec::new(), halts: Vec::new(), duplicates: 0 };
     for record in batch.records {
         let Some(last) = reached.get_mut(&record.source) else { continue };
-        let (seq, body) = match read(projector, &record, *last) {
+        let discarded = discarded.get(&record.source.partition);
+        let (seq, body) = match read(projector, &record, *last, discarded) {
             Reading::Event(event) => {
                 let seq = event.position.seq;
                 decoded.events.push(event);
@@ -58,6 +66,7 @@ pub(super) fn decode<E: Send + Sync>(projector: &Projector<E>, batch: Batch) -> 
                 (*last, Body::Duplicate)
             }
             Reading::Poison { seq, code, reason } if park => (seq.unwrap_or(*last), Body::Poison { code, reason }),
+            Reading::Discarded { seq } => (seq, Body::Discarded),
             Reading::Poison { reason, .. } | Reading::Hole(reason) => {
                 let at = format!("offset {}: {reason}", record.offset);
                 reached.remove(&record.source);
@@ -74,6 +83,9 @@ pub(super) fn decode<E: Send + Sync>(projector: &Projector<E>, batch: Batch) -> 
 enum Reading<E> {
     Event(Recorded<E>),
     Duplicate,
+    Discarded {
+        seq: i64,
+    },
     Hole(String),
     /// `seq` is none on a record that the relay did not write.
     Poison {
@@ -83,7 +95,12 @@ enum Reading<E> {
     },
 }
 
-fn read<E: Send + Sync>(projector: &Projector<E>, record: &Record, last: i64) -> Reading<E> {
+fn read<E: Send + Sync>(
+    projector: &Projector<E>,
+    record: &Record,
+    last: i64,
+    discarded: Option<&HashSet<i64>>,
+) -> Reading<E> {
     let Some(seq) = record.header(headers::SEQ).and_then(|seq| seq.parse::<i64>().ok()) else {
         let reason = "the record has no sequence number: the relay did not write it".to_owned();
         return Reading::Poison { seq: None, code: "FOREIGN_RECORD", reason };
@@ -100,6 +117,9 @@ fn read<E: Send + Sync>(projector: &Projector<E>, record: &Record, last: i64) ->
             record.source.partition,
             record.offset
         ));
+    }
+    if discarded.is_some_and(|seqs| seqs.contains(&seq)) {
+        return Reading::Discarded { seq };
     }
     match recorded(projector, record, seq) {
         Ok(event) => Reading::Event(event),

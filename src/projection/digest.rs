@@ -27,20 +27,45 @@ pub async fn digests(client: &impl GenericClient, tables: &[&str], generation: &
     Ok(digests)
 }
 
-/// Where two generations differ, for people; empty when they are equal.
-pub fn differences(live: &Digests, next: &Digests) -> Vec<String> {
+/// Where two generations differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    pub table: String,
+    pub partition: i32,
+    live_rows: i64,
+    next_rows: i64,
+    /// Why, where that is known.
+    pub reason: Option<String>,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { table, partition, live_rows, next_rows, reason } = self;
+        write!(f, "{table} partition {partition}: ")?;
+        if live_rows == next_rows {
+            write!(f, "{live_rows} rows in both, with other values")?;
+        } else {
+            write!(f, "{live_rows} rows live, {next_rows} rebuilt")?;
+        }
+        match reason {
+            Some(reason) => write!(f, " ({reason})"),
+            None => write!(f, " (no known reason)"),
+        }
+    }
+}
+
+/// Where two generations differ; none when they are equal. `reason` tells why a partition may.
+pub fn differences(live: &Digests, next: &Digests, reason: impl Fn(i32) -> Option<String>) -> Vec<Difference> {
     let keys: std::collections::BTreeSet<_> = live.keys().chain(next.keys()).collect();
     let rows = |digests: &Digests, key| digests.get(key).map_or(0, |(rows, _)| *rows);
     keys.into_iter()
         .filter(|key| live.get(*key) != next.get(*key))
-        .map(|key| {
-            let (old, new) = (rows(live, key), rows(next, key));
-            let what = if old == new {
-                format!("{old} rows in both, with other values")
-            } else {
-                format!("{old} rows live, {new} rebuilt")
-            };
-            format!("{} partition {}: {what}", key.0, key.1)
+        .map(|key| Difference {
+            table: key.0.clone(),
+            partition: key.1,
+            live_rows: rows(live, key),
+            next_rows: rows(next, key),
+            reason: reason(key.1),
         })
         .collect()
 }
@@ -50,13 +75,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn differences_name_table_and_partition() {
+    fn differences_name_table_partition_and_reason() {
         let digests = |rows: i64, sum: &str| Digests::from([(("t".to_owned(), 2), (rows, sum.to_owned()))]);
-        assert!(differences(&digests(3, "9"), &digests(3, "9")).is_empty());
+        let told = |live: &Digests, next: &Digests, reason: Option<&str>| -> Vec<String> {
+            differences(live, next, |_| reason.map(str::to_owned)).iter().map(ToString::to_string).collect()
+        };
+        assert!(told(&digests(3, "9"), &digests(3, "9"), None).is_empty());
         assert_eq!(
-            differences(&digests(3, "9"), &digests(3, "8")),
-            ["t partition 2: 3 rows in both, with other values"]
+            told(&digests(3, "9"), &digests(3, "8"), None),
+            ["t partition 2: 3 rows in both, with other values (no known reason)"]
         );
-        assert_eq!(differences(&digests(3, "9"), &Digests::new()), ["t partition 2: 3 rows live, 0 rebuilt"]);
+        assert_eq!(
+            told(&digests(3, "9"), &Digests::new(), Some("a skip")),
+            ["t partition 2: 3 rows live, 0 rebuilt (a skip)"]
+        );
     }
 }

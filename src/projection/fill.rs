@@ -1,21 +1,46 @@
 //! Applies events straight from the store: the refill after a reset and the chunks of a rebuild.
 //!
 //! A chunk is a large batch: what inserts by [`crate::engine::Rows`] is written by COPY then. The store
-//! is authoritative for what happened; parked and discarded events are left out, so that
-//! a filled partition equals what the live projection made of the same events.
+//! is authoritative for what happened, the dead letters for what stays out of the rows: discarded events,
+//! and parked ones with the later events of their keys. What is left out is noted with the rows (`gaps`).
 
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt as _;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Row, Transaction};
 
-use super::{ProjectionLoopError, Projector, park};
+use super::park::{self, Barred, Parked};
+use super::{LIVE, NEXT, ProjectionLoopError, Projector, gaps, handler, transact};
 use crate::engine::{Position, ProjectionError, Recorded};
+use crate::settings::FailurePolicy;
 use crate::store::{StoreError, destinations};
 
 /// Events fetched at a time, within a chunk.
 const FETCH_EVENTS: i32 = 5_000;
 
-/// Applies the events after `after`, up to and including `upto`, in chunks, within `tx`.
-pub(super) async fn fill<E: Send + Sync>(
+/// Brings the live rows of a partition from `after` to `upto`, in chunks, within `tx`. What cannot be
+/// applied is parked where that is the policy: there may be no record that the live projection could park.
+pub(super) async fn fill_live<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    partition: i32,
+    after: i64,
+    upto: i64,
+    by: &str,
+) -> Result<(), ProjectionLoopError> {
+    let mut reached = after;
+    while reached < upto {
+        let chunk = fill_chunk(projector, tx, LIVE, projector.policy(), (partition, reached, upto)).await?;
+        park::park_stored(tx, projector, partition, &chunk.parked).await?;
+        reached = chunk.last;
+    }
+    Ok(park::agree(tx, projector, Some(partition), by).await?)
+}
+
+/// Brings a generation that nobody reads yet from `after` to `upto`.
+pub(super) async fn fill_next<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
     partition: i32,
@@ -24,43 +49,141 @@ pub(super) async fn fill<E: Send + Sync>(
 ) -> Result<(), ProjectionLoopError> {
     let mut reached = after;
     while reached < upto {
-        reached = fill_chunk(projector, tx, partition, reached, upto).await?.0;
+        reached = fill_chunk(projector, tx, NEXT, FailurePolicy::Halt, (partition, reached, upto)).await?.last;
     }
     Ok(())
 }
 
-/// Applies one chunk. Returns the sequence number reached and how many events were applied.
+/// What one chunk came to.
+pub(super) struct Filled {
+    /// The sequence number reached.
+    pub last: i64,
+    /// Events applied.
+    pub applied: usize,
+    /// Events that could not be, where the policy is to park them.
+    pub parked: Vec<Parked>,
+}
+
+/// Applies one chunk of `(partition, after, upto)` to a generation, and notes what it leaves out.
 pub(super) async fn fill_chunk<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
-    partition: i32,
-    after: i64,
-    upto: i64,
-) -> Result<(i64, usize), ProjectionLoopError> {
-    let events = read(projector, tx, partition, after, upto).await?;
-    let count = events.applied.len();
-    apply(projector, tx, events.applied).await?;
-    Ok((events.last, count))
+    generation: &str,
+    policy: FailurePolicy,
+    (partition, after, upto): (i32, i64, i64),
+) -> Result<Filled, ProjectionLoopError> {
+    let mut chunk = read(projector, tx, policy, partition, after, upto).await?;
+    let left = if policy == FailurePolicy::Park && !chunk.events.is_empty() {
+        apply_or_park(projector, tx, &mut chunk).await?
+    } else {
+        apply_all(projector, tx, &chunk.events).await?;
+        0
+    };
+    let out: Vec<(i32, i64)> = chunk.left_out.iter().map(|seq| (partition, *seq)).collect();
+    gaps::leave_out(tx, projector.name(), generation, &out).await?;
+    Ok(Filled { last: chunk.last, applied: chunk.events.len() - left, parked: chunk.parked })
 }
 
-async fn apply<E: Send + Sync>(
+async fn apply_all<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
-    events: Vec<Recorded<E>>,
+    events: &[Recorded<E>],
 ) -> Result<(), ProjectionLoopError> {
-    if events.is_empty() {
-        return Ok(());
-    }
-    projector.projection.apply(tx, &events).await.map_err(|error| match error {
-        ProjectionError::Database(source) if crate::store::is_transient(&source) => {
-            StoreError::Statement { step: "apply events of the store", source }.into()
-        }
-        error => ProjectionLoopError::Event {
+    match attempt(projector, tx, events).await? {
+        Ok(()) => Ok(()),
+        Err((_, reason)) => Err(ProjectionLoopError::Event {
             projection: projector.name(),
             position: events[0].position,
-            reason: format!("a chunk of {} events from there on failed: {error}", events.len()),
-        },
-    })
+            reason: format!("a chunk of {} events from there on failed: {reason}", events.len()),
+        }),
+    }
+}
+
+/// Applies what can be applied, halving what fails until the failing event stands alone; that one and the
+/// later ones of its key are left out. Returns how many.
+async fn apply_or_park<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    chunk: &mut Chunk<E>,
+) -> Result<usize, ProjectionLoopError> {
+    let run = |sql: &'static str| async move {
+        tx.batch_execute(sql).await.map_err(StoreError::at("try events of the store"))
+    };
+    let mut left = 0;
+    let mut ranges: Vec<Range<usize>> = vec![0..chunk.events.len()];
+    while let Some(range) = ranges.pop() {
+        let (barred, ready): (Vec<usize>, Vec<usize>) = range.clone().partition(|&index| {
+            let event = &chunk.events[index];
+            chunk.barred.holds(event.stream_id, event.position.seq)
+        });
+        run("savepoint fill").await?;
+        let mut failure = None;
+        for events in transact::runs(ready.iter().copied()) {
+            if let Err(found) = attempt(projector, tx, &chunk.events[events]).await? {
+                failure = Some(found);
+                break;
+            }
+        }
+        match failure {
+            None => {
+                left += barred.len();
+                chunk.left_out.extend(barred.iter().map(|&index| chunk.events[index].position.seq));
+            }
+            Some((code, reason)) if ready.len() == 1 => {
+                run("rollback to savepoint fill").await?;
+                let event = &chunk.events[ready[0]];
+                let seq = event.position.seq;
+                tracing::error!(
+                    projection = projector.name(),
+                    partition = event.position.partition,
+                    seq,
+                    code,
+                    reason,
+                    "event parked with its key"
+                );
+                chunk.barred.add(event.stream_id, seq);
+                chunk.parked.push(Parked { seq, code, reason });
+                ranges.push(range);
+            }
+            Some(_) => {
+                run("rollback to savepoint fill").await?;
+                let middle = ready[ready.len() / 2];
+                ranges.push(middle..range.end);
+                ranges.push(range.start..middle);
+            }
+        }
+        run("release savepoint fill").await?;
+    }
+    Ok(left)
+}
+
+/// Whether the projection applies `events`; else the code and reason of its refusal.
+async fn attempt<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    events: &[Recorded<E>],
+) -> Result<Result<(), (&'static str, String)>, ProjectionLoopError> {
+    if events.is_empty() {
+        return Ok(Ok(()));
+    }
+    // The call itself may panic too, before there is a future.
+    let handler = AssertUnwindSafe(async { projector.projection.apply(tx, events).await });
+    match handler.catch_unwind().await {
+        Ok(Ok(())) => Ok(Ok(())),
+        Ok(Err(ProjectionError::Database(source))) if names_data(&source) => {
+            Ok(Err(("DATABASE_REFUSED", crate::store::describe(&source))))
+        }
+        Ok(Err(ProjectionError::Database(source))) => {
+            Err(StoreError::Statement { step: "apply events of the store", source }.into())
+        }
+        Ok(Err(ProjectionError::Event(reason))) => Ok(Err(("HANDLER_REFUSED", reason))),
+        Err(panic) => Ok(Err(("HANDLER_PANIC", handler::panic_text(panic.as_ref())))),
+    }
+}
+
+/// Whether PostgreSQL refused what was to be written: a value out of range, a broken constraint.
+fn names_data(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23"))
 }
 
 /// Decodes a row of [`SELECT`].
@@ -91,8 +214,12 @@ fn decode<E: Send + Sync>(
 /// The events of one chunk.
 struct Chunk<E> {
     last: i64,
-    /// Without those that the live generation did not apply either.
-    applied: Vec<Recorded<E>>,
+    /// To be applied.
+    events: Vec<Recorded<E>>,
+    /// Not to be applied.
+    left_out: Vec<i64>,
+    barred: Barred,
+    parked: Vec<Parked>,
 }
 
 /// Reads the events after `after`, up to `upto` or what a chunk may hold. Fetched and decoded some at
@@ -100,13 +227,14 @@ struct Chunk<E> {
 async fn read<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
+    policy: FailurePolicy,
     partition: i32,
     after: i64,
     upto: i64,
 ) -> Result<Chunk<E>, ProjectionLoopError> {
     let settings = &projector.settings.projection;
     let upto = upto.min(after.saturating_add(settings.rebuild_chunk_events.max(1)));
-    let excluded = park::excluded(tx, &projector.group, partition, after, upto).await?;
+    let barred = park::barred(tx, &projector.group, partition, after, upto).await?;
     let failed = || StoreError::at("read events of the store");
     let statement = tx
         .prepare_typed(
@@ -116,7 +244,7 @@ async fn read<E: Send + Sync>(
         .await
         .map_err(failed())?;
     let portal = tx.bind(&statement, &[&partition, &projector.topic, &after, &upto]).await.map_err(failed())?;
-    let mut chunk = Chunk { last: after, applied: Vec::new() };
+    let mut chunk = Chunk { last: after, events: Vec::new(), left_out: Vec::new(), barred, parked: Vec::new() };
     let mut bytes = 0;
     while chunk.last < upto && bytes < settings.rebuild_chunk_bytes {
         let rows = tx.query_portal(&portal, FETCH_EVENTS).await.map_err(failed())?;
@@ -127,8 +255,19 @@ async fn read<E: Send + Sync>(
             }
             chunk.last = seq;
             bytes += row.get::<_, &[u8]>(8).len();
-            if !excluded.contains(&seq) {
-                chunk.applied.push(decode(projector, partition, row)?);
+            let stream = row.get(1);
+            if chunk.barred.holds(stream, seq) {
+                chunk.left_out.push(seq);
+                continue;
+            }
+            match decode(projector, partition, row) {
+                Ok(event) => chunk.events.push(event),
+                Err(ProjectionLoopError::Event { reason, .. }) if policy == FailurePolicy::Park => {
+                    chunk.barred.add(stream, seq);
+                    chunk.left_out.push(seq);
+                    chunk.parked.push(Parked { seq, code: "UNREADABLE_EVENT", reason });
+                }
+                Err(error) => return Err(error),
             }
         }
         if rows.is_empty() {

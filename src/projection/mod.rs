@@ -6,11 +6,12 @@
 //! `e=<epoch>` as metadata; Kafka's own reset tool leaves that empty, which is how a reset is told
 //! from our own lag, and carried out once (`reset`).
 //!
-//! The rooms: `run` is the loop and `apply` one batch of it, failures included; `decode` turns
+//! The rooms: `run` is the loop, `apply` one batch of it, failures included, and `transact` its transaction; `decode` turns
 //! records into events; `checkpoint` is the compare-and-set, `claim` the take-over of a partition;
-//! `fill` applies events from the store (a refill after a reset, a rebuild); `rebuild`, `switch`
-//! and `digest` make a new generation beside the live one; `park` keeps what cannot be applied and
-//! `replay` brings it back; `install`, `state` and `offsets` are for operators.
+//! `fill` applies events from the store (a refill after a reset, a rebuild); `rebuild`, `hand_over`,
+//! `switch` and `digest` make a new generation beside the live one; `park` keeps what cannot be applied
+//! and `replay` brings it back; `gaps` knows what the rows of a generation leave out; `install`, `state`
+//! and `offsets` are for operators; `driver` does by hand what `run` does.
 //!
 //! What a reset does to the rows of a partition:
 //!
@@ -28,7 +29,10 @@ pub mod checkpoint;
 mod claim;
 mod decode;
 pub mod digest;
+mod driver;
 mod fill;
+mod gaps;
+mod hand_over;
 mod handler;
 mod install;
 mod offsets;
@@ -40,12 +44,15 @@ mod reset;
 mod run;
 pub mod state;
 mod switch;
+mod transact;
 
 use std::sync::Arc;
 
+pub use claim::TopicView;
+pub use driver::Driver;
 pub use install::{Installed, install};
 pub use offsets::{PlannedReset, ResetTarget, reset_offsets};
-pub use rebuild::{Progress, RebuildReport, rebuild};
+pub use rebuild::{Progress, RebuildMode, RebuildReport, rebuild};
 pub use replay::{ReplayedKey, RowChange, replay};
 pub use run::run;
 pub use switch::{RollbackReport, drop_previous, rollback};

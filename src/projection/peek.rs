@@ -10,7 +10,7 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::kafka::client::Inquirer;
-use crate::kafka::{KafkaError, client, headers};
+use crate::kafka::{KafkaError, client, headers, topic_id};
 use crate::settings::KafkaSettings;
 
 /// How far before the end the last record is looked for, offsets.
@@ -24,10 +24,6 @@ pub(super) struct Peek {
     wait: Duration,
 }
 
-pub(super) fn describe(topic: &str, first: i64, end: i64) -> String {
-    format!("{topic} (offsets {first} to {end})")
-}
-
 impl Peek {
     pub(super) fn new(settings: &KafkaSettings, topic: &str, partition: i32) -> Result<Self, KafkaError> {
         let mut config = client::consumer(settings, "throughline-peek", "");
@@ -37,13 +33,29 @@ impl Peek {
         Ok(Self { consumer, topic: topic.to_owned(), partition, wait })
     }
 
+    /// Kafka's id of the topic.
+    pub(super) fn topic_id(&self) -> Result<Option<String>, KafkaError> {
+        topic_id::topic_id(self.consumer.client(), &self.topic, self.wait)
+    }
+
+    /// The number of the last event before `target`, of a partition that keeps the offsets from `first` to
+    /// `end`; none where no record tells.
+    pub(super) fn seq_before(&self, target: i64, (first, end): (i64, i64)) -> Result<Option<i64>, KafkaError> {
+        if target < end
+            && let Some(seq) = self.first_seq_from(target)?
+        {
+            return Ok(Some(seq - 1));
+        }
+        self.last_seq(first, end)
+    }
+
     /// The number of the first record at `offset` or after it; none at the end.
-    pub(super) fn first_seq_from(&self, offset: i64) -> Result<Option<i64>, KafkaError> {
+    fn first_seq_from(&self, offset: i64) -> Result<Option<i64>, KafkaError> {
         self.read_from(offset, true)
     }
 
     /// The number of the last record before `end`; none when there is none.
-    pub(super) fn last_seq(&self, first: i64, end: i64) -> Result<Option<i64>, KafkaError> {
+    fn last_seq(&self, first: i64, end: i64) -> Result<Option<i64>, KafkaError> {
         for back in BACK {
             let from = (end - back).max(first);
             if from >= end {

@@ -12,11 +12,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, IsolationLevel, Transaction};
+use tokio_postgres::{Client, IsolationLevel};
 
 use super::checkpoint::{self, Checkpoint};
+use super::digest::Difference;
+use super::fill::Filled;
 use super::switch::{self, Generations};
-use super::{LIVE, NEXT, PREVIOUS, ProjectionLoopError, Projector, digest, fill, install};
+use super::{LIVE, NEXT, ProjectionLoopError, Projector, digest, fill, gaps, hand_over, install};
+use crate::settings::FailurePolicy;
 use crate::store::StoreError;
 
 /// How far a rebuild is; read it from another task.
@@ -42,8 +45,23 @@ pub struct RebuildReport {
     pub to_version: i32,
     /// Whether the generations were comparable: same version, both there.
     pub compared: bool,
-    /// Where the old live generation differed from the rebuilt one.
+    /// Where the old live generation differed from the rebuilt one, and why, as far as that is known.
     pub differences: Vec<String>,
+    /// Differences without a known reason.
+    pub unexplained: usize,
+    /// Whether the rebuilt tables are live now.
+    pub switched: bool,
+}
+
+/// How far a rebuild may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RebuildMode {
+    /// Only tell what would happen.
+    DryRun,
+    /// Switch, unless the tables differ without a known reason.
+    Checked,
+    /// Switch, whatever differs.
+    Forced,
 }
 
 /// Passes that catch up before the hand-over, at most; what is left then is applied in it.
@@ -51,47 +69,68 @@ const CATCH_UP_PASSES: usize = 20;
 /// With fewer events than this to go, the hand-over holds the live projection up and applies them.
 const HAND_OVER_EVENTS: i64 = 2_000;
 
-/// Rebuilds the tables of a projection and switches to them. Reads go on throughout.
+/// Rebuilds the tables of a projection and switches to them. Reads go on throughout. Tables that are not
+/// switched to stay in `read_next` until the next rebuild.
 pub async fn rebuild<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     progress: &Arc<Progress>,
-    dry_run: bool,
+    mode: RebuildMode,
 ) -> Result<RebuildReport, ProjectionLoopError> {
     let started = Instant::now();
     let mut owner = switch::exclusive(projector).await?;
     let partitions = fill::partitions(projector, &owner).await?;
     let live = checkpoint::load(&owner, projector.name(), LIVE).await?;
     progress.total.store(live.iter().map(|row| row.seq.unsigned_abs()).sum(), Ordering::Relaxed);
-    if dry_run {
+    if mode == RebuildMode::DryRun {
         return describe(projector, &mut owner, progress).await;
     }
-    let epoch = prepare(projector, &mut owner, partitions).await?;
-    catch_up(projector, &owner, epoch, progress).await?;
+    let run = prepare(projector, &mut owner, partitions).await?;
+    catch_up(projector, &owner, &run, progress).await?;
     make_indexes(projector, &mut owner).await?;
     let fill_seconds = started.elapsed().as_secs_f64();
     crate::crash_point!("projection.rebuild.filled");
-    let differences = compare(projector, &owner, epoch, progress).await?;
+    let compared = compare(projector, &owner, &run, progress).await?;
+    let mut report = RebuildReport {
+        events: 0,
+        seconds: 0.0,
+        fill_seconds,
+        from_version: None,
+        to_version: projector.projection.read_model().version,
+        compared: compared.is_some(),
+        unexplained: compared.as_deref().unwrap_or_default().iter().filter(|one| one.reason.is_none()).count(),
+        differences: compared.unwrap_or_default().iter().map(ToString::to_string).collect(),
+        switched: false,
+    };
+    report.switched = report.unexplained == 0 || mode == RebuildMode::Forced;
+    report.from_version = if report.switched {
+        switch_over(projector, &mut owner, &run, progress).await?
+    } else {
+        Some(report.to_version)
+    };
+    report.events = progress.done.load(Ordering::Relaxed);
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// Catches up with the live generation and hands over. Returns the version that was live.
+async fn switch_over<E: Send + Sync + 'static>(
+    projector: &Projector<E>,
+    owner: &mut Client,
+    run: &Run,
+    progress: &Arc<Progress>,
+) -> Result<Option<i32>, ProjectionLoopError> {
     for _ in 0..CATCH_UP_PASSES {
-        if catch_up(projector, &owner, epoch, progress).await? < HAND_OVER_EVENTS {
+        if catch_up(projector, owner, run, progress).await? < HAND_OVER_EVENTS {
             break;
         }
     }
     let mut tries = 0;
-    let from_version = loop {
-        match hand_over(projector, &mut owner, partitions, progress).await {
+    loop {
+        match hand_over::hand_over(projector, owner, run.resets, progress).await {
             Err(error) if switch::try_again(&error, &mut tries).await => {}
-            outcome => break outcome?,
+            outcome => return outcome,
         }
-    };
-    Ok(RebuildReport {
-        events: progress.done.load(Ordering::Relaxed),
-        seconds: started.elapsed().as_secs_f64(),
-        fill_seconds,
-        from_version,
-        to_version: projector.projection.read_model().version,
-        compared: differences.is_some(),
-        differences: differences.unwrap_or_default(),
-    })
+    }
 }
 
 async fn describe<E: Send + Sync + 'static>(
@@ -109,24 +148,32 @@ async fn describe<E: Send + Sync + 'static>(
         to_version: projector.projection.read_model().version,
         compared: false,
         differences: Vec::new(),
+        unexplained: 0,
+        switched: false,
     })
 }
 
-fn owned(relations: &[&str]) -> Vec<String> {
-    relations.iter().map(|&name| name.to_owned()).collect()
+/// One run.
+struct Run {
+    /// A worker of a run that was given up cannot write under it.
+    epoch: i64,
+    /// The last reset before it: a later one makes it start over.
+    resets: i64,
 }
 
-/// Discards leftovers, makes empty tables and their checkpoints. Returns the epoch of this run: a
-/// worker of a run that was given up cannot write under it.
+/// Discards leftovers, makes empty tables and their checkpoints.
 async fn prepare<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     owner: &mut Client,
     partitions: i32,
-) -> Result<i64, ProjectionLoopError> {
+) -> Result<Run, ProjectionLoopError> {
     let name = projector.name();
     install::install(owner, projector.projection.read_model()).await?;
     let tx = owner.transaction().await.map_err(StoreError::at("begin a rebuild"))?;
-    let relations = owned(&install::relations(projector.projection.read_model()));
+    // Held for a moment: no reset is half carried out when the last one is looked up.
+    checkpoint::lock(&tx, name, LIVE).await?;
+    let resets = hand_over::last_reset(&tx, name).await?;
+    let relations = hand_over::owned(&install::relations(projector.projection.read_model()));
     switch::discard(&tx, &relations, NEXT).await?;
     let role = projector.role().name().unwrap_or_default();
     install::create_tables(&tx, projector.projection.read_model(), NEXT, &role).await?;
@@ -142,7 +189,7 @@ async fn prepare<E: Send + Sync + 'static>(
     .await
     .map_err(StoreError::at("create checkpoints of a rebuild"))?;
     tx.commit().await.map_err(StoreError::at("commit the start of a rebuild"))?;
-    Ok(epoch)
+    Ok(Run { epoch, resets })
 }
 
 async fn make_indexes<E: Send + Sync + 'static>(
@@ -162,11 +209,11 @@ async fn make_indexes<E: Send + Sync + 'static>(
 async fn catch_up<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     owner: &Client,
-    epoch: i64,
+    run: &Run,
     progress: &Arc<Progress>,
 ) -> Result<i64, ProjectionLoopError> {
     let live = checkpoint::load(owner, projector.name(), LIVE).await?;
-    fill_to(projector, owner, &live, epoch, progress).await
+    fill_to(projector, owner, &live, run.epoch, progress).await
 }
 
 /// Where the new generation differs from the live one, at the (partition, seq) of one snapshot; none
@@ -174,9 +221,9 @@ async fn catch_up<E: Send + Sync + 'static>(
 async fn compare<E: Send + Sync + 'static>(
     projector: &Projector<E>,
     owner: &Client,
-    epoch: i64,
+    run: &Run,
     progress: &Arc<Progress>,
-) -> Result<Option<Vec<String>>, ProjectionLoopError> {
+) -> Result<Option<Vec<Difference>>, ProjectionLoopError> {
     let (name, tables) = (projector.name(), projector.projection.read_model().tables);
     let mut onlooker = switch::unhurried(projector).await?;
     let snapshot = onlooker
@@ -190,10 +237,11 @@ async fn compare<E: Send + Sync + 'static>(
         return Ok(None);
     }
     let live = checkpoint::load(&snapshot, name, LIVE).await?;
-    fill_to(projector, owner, &live, epoch, progress).await?;
+    fill_to(projector, owner, &live, run.epoch, progress).await?;
     let (live, next) =
         futures_util::try_join!(digest::digests(&snapshot, tables, LIVE), digest::digests(owner, tables, NEXT))?;
-    Ok(Some(digest::differences(&live, &next)))
+    let (old, new) = futures_util::try_join!(gaps::load(&snapshot, name, LIVE), gaps::load(owner, name, NEXT))?;
+    Ok(Some(digest::differences(&live, &next, |partition| gaps::reason(&old, &new, partition))))
 }
 
 /// Brings every partition of the new generation to where `live` stands, some at a time. Returns how
@@ -209,9 +257,9 @@ async fn fill_to<E: Send + Sync + 'static>(
     let next = checkpoint::load(owner, projector.name(), NEXT).await?;
     let mut spans: VecDeque<(i32, i64, i64)> = VecDeque::new();
     for row in &next {
-        let upto = seq_of(live, row.partition);
+        let upto = hand_over::seq_of(live, row.partition);
         match upto.cmp(&row.seq) {
-            std::cmp::Ordering::Less => return Err(was_reset(projector, row.partition)),
+            std::cmp::Ordering::Less => return Err(hand_over::was_reset(projector, row.partition)),
             std::cmp::Ordering::Equal => {}
             std::cmp::Ordering::Greater => spans.push_back((row.partition, row.seq, upto)),
         }
@@ -267,7 +315,8 @@ async fn fill_span<E: Send + Sync + 'static>(
     (partition, reached, upto): (i32, i64, i64),
 ) -> Result<(i64, usize), ProjectionLoopError> {
     let tx = client.transaction().await.map_err(StoreError::at("begin a chunk of a rebuild"))?;
-    let (last, applied) = fill::fill_chunk(projector, &tx, partition, reached, upto).await?;
+    let Filled { last, applied, .. } =
+        fill::fill_chunk(projector, &tx, NEXT, FailurePolicy::Halt, (partition, reached, upto)).await?;
     let moved = tx
         .execute(
             "update throughline.checkpoints set seq = $5, updated_at = now()
@@ -281,102 +330,4 @@ async fn fill_span<E: Send + Sync + 'static>(
     }
     tx.commit().await.map_err(StoreError::at("commit a chunk of a rebuild"))?;
     Ok((last, applied))
-}
-
-fn seq_of(checkpoints: &[Checkpoint], partition: i32) -> i64 {
-    checkpoints.iter().find(|row| row.partition == partition).map_or(0, |row| row.seq)
-}
-
-fn was_reset<E: Send + Sync>(projector: &Projector<E>, partition: i32) -> ProjectionLoopError {
-    let reason = format!("partition {partition} was reset during the rebuild; run it again");
-    ProjectionLoopError::refused(projector.name(), reason)
-}
-
-/// The last events and the switch, in one transaction. Returns the version that was live.
-async fn hand_over<E: Send + Sync + 'static>(
-    projector: &Projector<E>,
-    owner: &mut Client,
-    partitions: i32,
-    progress: &Arc<Progress>,
-) -> Result<Option<i32>, ProjectionLoopError> {
-    let name = projector.name();
-    let tx = owner.transaction().await.map_err(StoreError::at("begin the hand-over"))?;
-    // From here on the live projector waits at its compare-and-set.
-    let live = checkpoint::lock(&tx, name, LIVE).await?;
-    let next = checkpoint::lock(&tx, name, NEXT).await?;
-    let generations = Generations::load(&tx, name).await?;
-    tx.batch_execute(&format!("set local search_path = {NEXT}, pg_catalog"))
-        .await
-        .map_err(StoreError::at("choose the new generation"))?;
-    let applied = catch_up_exactly(projector, &tx, &live, &next).await?;
-    switch::limit_lock_wait(&tx).await?;
-    crate::crash_point!("projection.rebuild.before_switch");
-    let relations = owned(&install::relations(projector.projection.read_model()));
-    if let Some(found) = &generations {
-        switch::discard(&tx, &found.previous_relations, PREVIOUS).await?;
-        switch::relocate(&tx, &found.relations, LIVE, PREVIOUS).await?;
-    }
-    switch::relocate(&tx, &relations, NEXT, LIVE).await?;
-    move_checkpoints(&tx, name, &live, partitions).await?;
-    tx.execute(
-        "update throughline.projections
-         set previous_version = version, previous_relations = relations, version = $2, relations = $3,
-             switched_at = now(), updated_at = now() where name = $1",
-        &[&name, &projector.projection.read_model().version, &relations],
-    )
-    .await
-    .map_err(StoreError::at("record a switch"))?;
-    tx.commit().await.map_err(StoreError::at("commit the switch"))?;
-    crate::crash_point!("projection.rebuild.after_switch");
-    progress.done.fetch_add(applied, Ordering::Relaxed);
-    Ok(generations.map(|found| found.version))
-}
-
-async fn catch_up_exactly<E: Send + Sync + 'static>(
-    projector: &Projector<E>,
-    tx: &Transaction<'_>,
-    live: &[Checkpoint],
-    next: &[Checkpoint],
-) -> Result<u64, ProjectionLoopError> {
-    let mut applied = 0;
-    for row in next {
-        let seq = seq_of(live, row.partition);
-        if row.seq > seq {
-            return Err(was_reset(projector, row.partition));
-        }
-        fill::fill(projector, tx, row.partition, row.seq, seq).await?;
-        applied += (seq - row.seq).unsigned_abs();
-    }
-    Ok(applied)
-}
-
-/// The new generation takes the live checkpoints over as they are, under a new epoch.
-async fn move_checkpoints(
-    tx: &Transaction<'_>,
-    name: &str,
-    live: &[Checkpoint],
-    partitions: i32,
-) -> Result<(), StoreError> {
-    let error = || StoreError::at("move checkpoints with their generation");
-    tx.execute("delete from throughline.checkpoints where projection = $1 and generation <> 'read'", &[&name])
-        .await
-        .map_err(error())?;
-    tx.execute(
-        "update throughline.checkpoints set generation = 'read_previous' where projection = $1 and generation = 'read'",
-        &[&name],
-    )
-    .await
-    .map_err(error())?;
-    let epoch = live.iter().map(|row| row.epoch).max().unwrap_or_default() + 1;
-    tx.execute(
-        "insert into throughline.checkpoints (partition, projection, generation, next_offset, seq, epoch, last_event_at)
-         select p, $1, 'read', coalesce(c.next_offset, 0), coalesce(c.seq, 0), $3, c.last_event_at
-         from generate_series(0, $2 - 1) p
-         left join throughline.checkpoints c
-              on c.partition = p and c.projection = $1 and c.generation = 'read_previous'",
-        &[&name, &partitions, &epoch],
-    )
-    .await
-    .map_err(error())?;
-    Ok(())
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio_postgres::{Client, Transaction};
 
 use super::handler::{self, Failure};
-use super::{LIVE, ProjectionLoopError, Projector, fill, switch};
+use super::{LIVE, ProjectionLoopError, Projector, fill, gaps, switch};
 use crate::engine::Position;
 use crate::store::StoreError;
 
@@ -140,6 +140,7 @@ async fn replay_key<E: Send + Sync + 'static>(
     )
     .await
     .map_err(StoreError::at("close parked events"))?;
+    gaps::close(&tx, projector.name(), one.partition, &one.seqs).await?;
     if dry_run {
         one.changes = changes(projector, &tx, outside).await?;
         tx.rollback().await.map_err(StoreError::at("roll a dry run back"))?;
@@ -149,7 +150,7 @@ async fn replay_key<E: Send + Sync + 'static>(
     Ok(())
 }
 
-/// Keeps rebuilds out and the live projector of this partition waiting.
+/// Keeps rebuilds out and the live projector of this partition waiting. Refuses tables of another version.
 async fn hold<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
@@ -162,6 +163,17 @@ async fn hold<E: Send + Sync>(
         .get(0);
     if !granted {
         return Err(ProjectionLoopError::refused(projector.name(), "a rebuild of it is running; replay afterwards"));
+    }
+    let (live, program) =
+        (switch::live_version(tx, projector.name()).await?, projector.projection.read_model().version);
+    if live != Some(program) {
+        let live = live.map_or_else(|| "not installed".to_owned(), |live| format!("of version {live}"));
+        let reason = format!(
+            "its tables are {live}, and this program makes version {program}: replay with the program \
+                              that made them, or after `throughline projection rebuild {}`",
+            projector.name()
+        );
+        return Err(ProjectionLoopError::refused(projector.name(), reason));
     }
     tx.execute(
         "select from throughline.checkpoints

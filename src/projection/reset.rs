@@ -14,7 +14,7 @@
 use tokio_postgres::Transaction;
 
 use super::checkpoint::Checkpoint;
-use super::{ProjectionLoopError, Projector, fill, park};
+use super::{ProjectionLoopError, Projector, fill, gaps, park};
 use crate::kafka::consumer::Committed;
 use crate::store::StoreError;
 
@@ -92,7 +92,7 @@ pub(super) fn decide(next_offset: i64, wish: Option<i64>, (first, end): (i64, i6
     }
 }
 
-/// Clears a partition's rows and refills them from the event store up to `seq`.
+/// Goes back: clears a partition's rows and refills them from the event store up to `seq`.
 pub(super) async fn backward<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
@@ -100,16 +100,36 @@ pub(super) async fn backward<E: Send + Sync>(
     target: i64,
     seq: i64,
 ) -> Result<Checkpoint, ProjectionLoopError> {
+    remake(projector, tx, from, Checkpoint { next_offset: target, seq, ..from }, "backward").await
+}
+
+/// Makes the rows of a partition anew where they stand: they hold what an operator discarded since.
+pub(super) async fn refill<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    held: Checkpoint,
+) -> Result<Checkpoint, ProjectionLoopError> {
+    remake(projector, tx, held, held, "refill").await
+}
+
+async fn remake<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    from: Checkpoint,
+    to: Checkpoint,
+    direction: &'static str,
+) -> Result<Checkpoint, ProjectionLoopError> {
+    let partition = from.partition;
     for table in projector.projection.read_model().tables {
-        tx.execute(&format!("delete from {table} where partition = $1"), &[&from.partition])
+        tx.execute(&format!("delete from {table} where partition = $1"), &[&partition])
             .await
             .map_err(StoreError::at("clear a partition's rows"))?;
     }
-    park::reopen_from(tx, &projector.group, from.partition, seq).await?;
-    fill::fill(projector, tx, from.partition, 0, seq).await?;
-    let moved = Checkpoint { next_offset: target, seq, ..from };
-    record(projector, tx, "backward", from, moved).await?;
-    Ok(moved)
+    gaps::forget(tx, projector.name(), partition).await?;
+    let by = record(projector, tx, direction, from, to).await?;
+    park::supersede_after(tx, &projector.group, partition, to.seq, &by).await?;
+    fill::fill_live(projector, tx, partition, 0, to.seq, &by).await?;
+    Ok(to)
 }
 
 /// Stays where it stands, for good: with what is applied next, the same wish would be a way back.
@@ -132,17 +152,19 @@ pub(super) async fn forward<E: Send + Sync>(
 ) -> Result<Checkpoint, ProjectionLoopError> {
     // A duplicate at the target may carry an older number than the one reached.
     let moved = Checkpoint { next_offset: target, seq: seq.max(from.seq), ..from };
+    gaps::skip(tx, projector.name(), from.partition, from.seq, moved.seq).await?;
     record(projector, tx, "forward", from, moved).await?;
     Ok(moved)
 }
 
+/// Puts a reset on record. Returns how its record is named.
 async fn record<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
     direction: &'static str,
     from: Checkpoint,
     to: Checkpoint,
-) -> Result<(), StoreError> {
+) -> Result<String, StoreError> {
     tracing::warn!(
         projection = projector.name(),
         partition = from.partition,
@@ -151,28 +173,31 @@ async fn record<E: Send + Sync>(
         from_seq = from.seq,
         to_offset = to.next_offset,
         to_seq = to.seq,
-        "an operator reset this partition"
+        "this partition is reset"
     );
     metrics::counter!("throughline_projection_resets_total", "projection" => projector.name(), "direction" => direction)
         .increment(1);
-    tx.execute(
-        "insert into throughline.projection_resets
+    // The epoch tells a wish of an operator that was carried out; a refill is nobody's.
+    let epoch = (direction != "refill").then_some(from.epoch);
+    let row = tx
+        .query_one(
+            "insert into throughline.projection_resets
              (projection, partition, direction, from_offset, from_seq, to_offset, to_seq, epoch)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
-        &[
-            &projector.name(),
-            &from.partition,
-            &direction,
-            &from.next_offset,
-            &from.seq,
-            &to.next_offset,
-            &to.seq,
-            &from.epoch,
-        ],
-    )
-    .await
-    .map_err(StoreError::at("record a reset"))?;
-    Ok(())
+         values ($1, $2, $3, $4, $5, $6, $7, $8) returning id",
+            &[
+                &projector.name(),
+                &from.partition,
+                &direction,
+                &from.next_offset,
+                &from.seq,
+                &to.next_offset,
+                &to.seq,
+                &epoch,
+            ],
+        )
+        .await
+        .map_err(StoreError::at("record a reset"))?;
+    Ok(format!("{direction} reset {}", row.get::<_, i64>(0)))
 }
 
 #[cfg(test)]

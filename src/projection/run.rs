@@ -114,8 +114,25 @@ async fn session<E: Send + Sync + 'static>(
     partitions: &Partitions,
     shutdown: &CancellationToken,
 ) -> Result<(), ProjectionLoopError> {
+    let options = consumer_options(projector, heartbeat, partitions);
+    let consumer = Arc::new(Consumer::start(options, CheckpointOwner { projector: projector.clone() })?);
+    let mailbox = consumer.mailboxes()[0].clone();
+    let applier =
+        Applier::new(projector.clone(), consumer.clone(), mailbox.clone(), heartbeat.clone(), shutdown.clone());
+    let looped = consume(applier, &consumer, &mailbox, shutdown).await;
+    let stopped = consumer.stop().await;
+    partitions.all_gone();
+    looped?;
+    Ok(stopped?)
+}
+
+pub(super) fn consumer_options<E: Send + Sync>(
+    projector: &Projector<E>,
+    heartbeat: &Heartbeat,
+    partitions: &Partitions,
+) -> ConsumerOptions {
     let settings = &projector.settings;
-    let options = ConsumerOptions {
+    ConsumerOptions {
         config: client::consumer(&settings.kafka, &projector.group, ""),
         topics: vec![projector.topic.clone()],
         workers: 1,
@@ -125,24 +142,7 @@ async fn session<E: Send + Sync + 'static>(
         partitions: partitions.clone(),
         heartbeat: heartbeat.register_part("consumer"),
         halt_retry: Duration::from_millis(settings.kafka.halt_retry_ms),
-    };
-    let consumer = Arc::new(Consumer::start(options, CheckpointOwner { projector: projector.clone() })?);
-    let mailbox = consumer.mailboxes()[0].clone();
-    let applier = Applier {
-        projector: projector.clone(),
-        consumer: consumer.clone(),
-        mailbox: mailbox.clone(),
-        heartbeat: heartbeat.clone(),
-        shutdown: shutdown.clone(),
-        parked_open: true,
-        client: None,
-        epochs: HashMap::new(),
-    };
-    let looped = consume(applier, &consumer, &mailbox, shutdown).await;
-    let stopped = consumer.stop().await;
-    partitions.all_gone();
-    looped?;
-    Ok(stopped?)
+    }
 }
 
 async fn consume<E: Send + Sync + 'static>(

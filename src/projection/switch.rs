@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_postgres::{Client, Transaction};
 
 use super::checkpoint;
-use super::{LIVE, NEXT, PREVIOUS, ProjectionLoopError, Projector};
+use super::{LIVE, NEXT, PREVIOUS, ProjectionLoopError, Projector, park};
 use crate::store::{DatabaseRole, StoreError};
 
 /// A reader may hold up the switch this long; then the switch steps back, lets others pass, and
@@ -209,7 +209,6 @@ async fn swap<E: Send + Sync + 'static>(
     relocate(&tx, &generations.relations, LIVE, NEXT).await?;
     relocate(&tx, &generations.previous_relations, PREVIOUS, LIVE).await?;
     relocate(&tx, &generations.relations, NEXT, PREVIOUS).await?;
-    reopen_replayed(&tx, projector, &previous).await?;
     let epoch = live.iter().chain(&previous).map(|row| row.epoch).max().unwrap_or_default() + 1;
     tx.execute("delete from throughline.checkpoints where projection = $1 and generation = 'read_next'", &[&name])
         .await
@@ -222,6 +221,7 @@ async fn swap<E: Send + Sync + 'static>(
         .await
         .map_err(StoreError::at("swap checkpoints"))?;
     }
+    park::agree(&tx, projector, None, "rollback").await?;
     tx.execute(
         "update throughline.projections
          set version = previous_version, previous_version = version, relations = previous_relations,
@@ -232,24 +232,4 @@ async fn swap<E: Send + Sync + 'static>(
     .map_err(StoreError::at("record a rollback"))?;
     tx.commit().await.map_err(StoreError::at("commit a rollback"))?;
     Ok(report)
-}
-
-/// Parked events that were replayed since the switch are not in the previous generation's rows.
-async fn reopen_replayed<E: Send + Sync>(
-    tx: &Transaction<'_>,
-    projector: &Projector<E>,
-    previous: &[checkpoint::Checkpoint],
-) -> Result<(), StoreError> {
-    let partitions: Vec<i32> = previous.iter().map(|row| row.partition).collect();
-    let seqs: Vec<i64> = previous.iter().map(|row| row.seq).collect();
-    tx.execute(
-        "update throughline.dead_letters d set status = 'parked', closed_at = null
-         from unnest($2::int[], $3::bigint[]) p (partition, seq), throughline.projections s
-         where d.consumer = $1 and d.kind = 'event' and d.status = 'replayed' and d.source_partition = p.partition
-           and d.seq <= p.seq and s.name = $4 and d.closed_at > s.switched_at",
-        &[&projector.group, &partitions, &seqs, &projector.name()],
-    )
-    .await
-    .map_err(StoreError::at("open parked rows again"))?;
-    Ok(())
 }

@@ -222,8 +222,9 @@ pub fn start_after(published: i64, last_seq: i64, tail: Tail, accept_loss: bool)
     }
 }
 
-const RESTORE: &str = "Restore the topic, or fill a new one with `throughline events republish`; to go on all the same, \
-                       name the topic in relay.accept_lost_records_of";
+const RESTORE: &str = "An events topic gets its history back: delete it unless it is empty or only its end is gone, and run \
+                       `throughline events republish --to-topic TOPIC`; publishing goes on by itself then. To go on \
+                       without what was lost, name the topic in relay.accept_lost_records_of";
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,8 @@
 //! headers, with values in the newest schema versions.
 //!
 //! Goes on behind the last sequence number that the target holds, so an interrupted run is simply
-//! repeated. Never touches the outbox, leases or the topics of the pipeline.
+//! repeated. Never touches the outbox or the leases. The pipeline's own events topic gets what was published,
+//! byte for byte, where it lost it: the relay stands before such a topic, and goes on once it holds that.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -56,11 +57,24 @@ pub enum RepublishError {
     Store(#[from] StoreError),
 }
 
+/// What was published of a destination, by partition: what its own topic should hold. The relay sends the rest.
+pub async fn published(client: &Client, destination: &Destination) -> Result<Vec<Span>, StoreError> {
+    let rows = client
+        .query(
+            "select partition, published from throughline.relay_leases where topic = $1 order by partition",
+            &[&destination.id],
+        )
+        .await
+        .map_err(StoreError::at("read how far a topic is published"))?;
+    Ok(rows.iter().map(|row| Span { partition: row.get(0), after: 0, upto: row.get(1) }).collect())
+}
+
 /// What is left to send of `wanted`, by what the target holds. Spans without anything left stay, empty.
+/// `cure` is what helps where the target cannot take the history.
 ///
 /// # Errors
 /// A target that holds records of others, has lost its records, or would get a hole.
-pub async fn plan(settings: &Settings, topic: &str, wanted: &[Span]) -> Result<Vec<Span>, RepublishError> {
+pub async fn plan(settings: &Settings, topic: &str, wanted: &[Span], cure: &str) -> Result<Vec<Span>, RepublishError> {
     let name: Arc<str> = topic.into();
     let target = |span: &Span| TopicPartition { topic: name.clone(), partition: span.partition };
     let requests: Vec<_> =
@@ -83,13 +97,13 @@ pub async fn plan(settings: &Settings, topic: &str, wanted: &[Span]) -> Result<V
             // Too few records for all from the first one wanted: what came before cannot be added any more.
             Tail::At { seq, offset } if offset < seq - span.after - 1 => {
                 return Err(refused(format!(
-                    "it holds seq {seq} and lacks some from {} on: it was begun with a later --from; name a new topic",
+                    "it holds seq {seq} and lacks some from {} on: it was begun later; {cure}",
                     span.after + 1
                 )));
             }
             Tail::At { seq, .. } => seq,
-            Tail::Expired { .. } => return Err(refused("its records have expired; name a new topic".into())),
-            Tail::Foreign { .. } => return Err(refused("it holds records of others; name a new topic".into())),
+            Tail::Expired { .. } => return Err(refused(format!("its records have expired; {cure}"))),
+            Tail::Foreign { .. } => return Err(refused(format!("it holds records of others; {cure}"))),
         };
         spans.push(Span { after: after.min(span.upto.max(span.after)), ..*span });
     }
@@ -97,14 +111,15 @@ pub async fn plan(settings: &Settings, topic: &str, wanted: &[Span]) -> Result<V
 }
 
 /// Sends `spans` to `topic`; returns how many records Kafka acknowledged. `progress` is told that
-/// number now and then. `namespace` goes before event types, such as `throughline.orders`.
+/// number now and then. `namespace` goes before event types, such as `throughline.orders`. Without a
+/// `codec` values go as they are stored, and else in the newest versions.
 pub async fn run<C: EventCodec>(
     settings: &Settings,
     client: &Client,
     (destination, topic): (&Destination, &str),
     namespace: &str,
     spans: &[Span],
-    codec: &C,
+    codec: Option<&C>,
     progress: impl FnMut(u64),
 ) -> Result<u64, RepublishError> {
     lock(client, topic).await?;
@@ -157,7 +172,7 @@ impl<P: FnMut(u64)> Sending<'_, P> {
         &mut self,
         client: &Client,
         mut history: History,
-        codec: &C,
+        codec: Option<&C>,
     ) -> Result<(), RepublishError> {
         loop {
             let events = history.next(client).await?;
@@ -192,16 +207,24 @@ impl<P: FnMut(u64)> Sending<'_, P> {
     }
 
     /// False when the publisher failed.
-    async fn send<C: EventCodec>(&mut self, stored: &StoredEvent, codec: &C) -> Result<bool, RepublishError> {
+    async fn send<C: EventCodec>(&mut self, stored: &StoredEvent, codec: Option<&C>) -> Result<bool, RepublishError> {
         let unreadable = |error: crate::engine::UndecodableEvent| RepublishError::Event {
             partition: stored.partition,
             seq: stored.seq,
             reason: error.to_string(),
         };
-        let event = codec.decode(&stored.payload).map_err(unreadable)?;
-        let newest = codec.encode(&event).map_err(unreadable)?;
+        let newest = match codec {
+            Some(codec) => {
+                Some(codec.decode(&stored.payload).and_then(|event| codec.encode(&event)).map_err(unreadable)?)
+            }
+            None => None,
+        };
         // What is in the newest version already goes byte for byte.
-        let value = if newest.schema_version == stored.schema_version { &stored.payload } else { &newest.bytes };
+        let newest = newest.filter(|newest| newest.schema_version != stored.schema_version);
+        let (value, schema_version) = match &newest {
+            Some(newest) => (&newest.bytes, newest.schema_version),
+            None => (&stored.payload, stored.schema_version),
+        };
         let message_type = format!("{}.{}", self.namespace, stored.event_type);
         let source = source_of(&message_type);
         let mut key = [0; Hyphenated::LENGTH];
@@ -220,7 +243,7 @@ impl<P: FnMut(u64)> Sending<'_, P> {
                     acknowledged,
                     seq: stored.seq,
                     key,
-                    headers: envelope(stored, &message_type, &source, newest.schema_version).headers(),
+                    headers: envelope(stored, &message_type, &source, schema_version).headers(),
                     created_ms: stored.recorded_at.as_millisecond(),
                     value,
                 })

@@ -23,6 +23,11 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { number: 7, name: "one at a time", sql: include_str!("migrations/0007_one_at_a_time.sql") },
     Migration { number: 8, name: "time", sql: include_str!("migrations/0008_time.sql") },
     Migration { number: 10, name: "presence", sql: include_str!("migrations/0010_presence.sql") },
+    Migration {
+        number: 11,
+        name: "projection sequences",
+        sql: include_str!("migrations/0011_projection_sequences.sql"),
+    },
     Migration { number: 12, name: "ids", sql: include_str!("migrations/0012_ids.sql") },
     Migration { number: 15, name: "events by partition", sql: include_str!("migrations/0015_events_by_partition.sql") },
 ];

@@ -24,5 +24,6 @@ mod schemathesis;
 mod status;
 mod stopping;
 mod takeover;
+mod topic_anew;
 mod trouble;
 mod zombie;

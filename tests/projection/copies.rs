@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::civil::date;
 use rust_decimal::Decimal;
 use throughline::engine::Rows;
-use throughline::projection::{Projector, rebuild};
+use throughline::projection::{Projector, RebuildMode, rebuild};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -89,7 +89,7 @@ async fn every_table_is_the_same_in_chunks_of_any_size() {
             settings.projection.rebuild_chunk_events = most;
             let projector = Projector::new(Arc::new(settings), &bed.names, bed.projection(name), bed.codec.clone());
             // Compared with the generation before: every column of every row.
-            let report = rebuild(&projector, &Arc::default(), false).await.expect("rebuilds");
+            let report = rebuild(&projector, &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
             assert!(report.compared, "{name}");
             assert_eq!(report.differences, Vec::<String>::new(), "{name} in chunks of {most}");
         }
@@ -99,6 +99,6 @@ async fn every_table_is_the_same_in_chunks_of_any_size() {
     let mut settings = (*bed.settings).clone();
     settings.projection.rebuild_chunk_bytes = 1;
     let projector = Projector::new(Arc::new(settings), &bed.names, bed.projection("order-history"), bed.codec.clone());
-    let report = rebuild(&projector, &Arc::default(), false).await.expect("rebuilds");
+    let report = rebuild(&projector, &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
     assert_eq!((report.events, report.differences), (bed.log.len() as u64, Vec::new()));
 }

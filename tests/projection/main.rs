@@ -14,5 +14,11 @@ mod reset_kills;
 mod resets;
 mod rights;
 mod scenario;
+mod sequences;
+mod walk;
+mod walk_model;
+mod walk_run;
+mod walk_steps;
+mod walk_world;
 #[path = "../harness/way.rs"]
 mod way;

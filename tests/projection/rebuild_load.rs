@@ -69,13 +69,16 @@ async fn history(bed: &mut Bed, name: &str, events: usize) {
         .await
         .expect("checkpoints");
     bed.log.clear();
-    let first = rebuild(bed, name).await;
-    assert_eq!(first.code, Some(3), "the empty tables differed: {first:?}");
+    let refused = rebuild(bed, name, &[]).await;
+    assert_eq!(refused.code, Some(3), "the empty tables differ: {refused:?}");
+    assert!(refused.stderr.contains("no known reason") && refused.stderr.contains("--force"), "{refused:?}");
+    let first = rebuild(bed, name, &["--force"]).await;
+    assert_eq!(first.code, Some(0), "{first:?}");
 }
 
-async fn rebuild(bed: &Bed, name: &str) -> Ended {
-    ended(command(bed, &["projection", "rebuild", name, "--yes", "--output", "ndjson"]).spawn().expect("it starts"))
-        .await
+async fn rebuild(bed: &Bed, name: &str, more: &[&str]) -> Ended {
+    let arguments = [&["projection", "rebuild", name, "--yes", "--output", "ndjson"], more].concat();
+    ended(command(bed, &arguments).spawn().expect("it starts")).await
 }
 
 /// Places, pays and mostly ships orders through Kafka until told to stop. Orders placed.
@@ -154,7 +157,7 @@ async fn killed_midway(bed: &Bed, name: &str) {
         .spawn()
         .expect("it starts");
     until_stopped(&running).await;
-    let second = rebuild(bed, name).await;
+    let second = rebuild(bed, name, &[]).await;
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.stderr.contains("a rebuild, rollback or replay of it is running"), "{second:?}");
     running.start_kill().expect("SIGKILL");
@@ -192,7 +195,7 @@ async fn killed_three_times_under_load_it_ends_in_the_fold() {
     killed_midway(&bed, &name).await;
     // What was seen stays seen: the switch takes nothing back.
     reading.floor.store(bed.number(sql).await, Ordering::Release);
-    let report = rebuild(&bed, &name).await;
+    let report = rebuild(&bed, &name, &[]).await;
     assert_eq!(report.code, Some(0), "{report:?}");
     eprintln!("rebuilt: {}", report.stdout.trim());
     assert!(report.stdout.contains("\"digests\":\"equal\""), "{report:?}");
@@ -208,7 +211,7 @@ async fn killed_three_times_under_load_it_ends_in_the_fold() {
     settle(&mut bed, &name, placed).await;
     assert_same(&rows(&bed, &name, "read").await, &fold(&bed, &name, &bed.log));
     // And forward again, beside a fold that knows everything.
-    let again = rebuild(&bed, &name).await;
+    let again = rebuild(&bed, &name, &[]).await;
     assert_eq!(again.code, Some(0), "{again:?}");
     assert_same(&rows(&bed, &name, "read").await, &fold(&bed, &name, &bed.log));
     reading.stop.store(true, Ordering::Release);

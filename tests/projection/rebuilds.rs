@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use throughline::projection::{Progress, ProjectionLoopError, Projector, drop_previous, rebuild, rollback};
+use throughline::projection::{
+    Progress, ProjectionLoopError, Projector, RebuildMode, drop_previous, rebuild, rollback,
+};
 use uuid::Uuid;
 
 use super::bed::{Bed, PARTITIONS, expired};
@@ -27,7 +29,7 @@ async fn a_rebuilt_generation_equals_the_live_one_and_can_be_rolled_back() {
     let running: Vec<_> = ALL.iter().map(|name| bed.start(name)).collect();
     for name in ALL {
         bed.caught_up(name).await;
-        let report = rebuild(&bed.projector(name), &Arc::default(), false).await.expect("rebuilds");
+        let report = rebuild(&bed.projector(name), &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
         assert!(report.compared, "{name}");
         assert_eq!(report.differences, Vec::<String>::new(), "{name}");
         assert_eq!(report.events, bed.log.len() as u64, "{name}");
@@ -73,7 +75,7 @@ async fn under_load_reads_never_stop() {
     };
     for round in 0..3 {
         let projector = bed.projector(name);
-        let rebuilding = tokio::spawn(async move { rebuild(&projector, &Arc::default(), false).await });
+        let rebuilding = tokio::spawn(async move { rebuild(&projector, &Arc::default(), RebuildMode::Checked).await });
         bed.emit(&lives(300 + round, 100)).await;
         let report = rebuilding.await.expect("no panic").expect("rebuilds");
         assert_eq!(report.differences, Vec::<String>::new());
@@ -94,7 +96,7 @@ async fn killed_midway_it_leaves_nothing_behind_and_runs_again() {
     for stop_at in [1, 100, 300] {
         let (projector, progress) = (bed.projector(name), Arc::new(Progress::default()));
         let seen = progress.clone();
-        let task = tokio::spawn(async move { rebuild(&projector, &seen, false).await.map(|_| ()) });
+        let task = tokio::spawn(async move { rebuild(&projector, &seen, RebuildMode::Checked).await.map(|_| ()) });
         let since = std::time::Instant::now();
         while progress.done.load(Ordering::Acquire) < stop_at {
             expired(since, "the rebuild to start");
@@ -105,29 +107,40 @@ async fn killed_midway_it_leaves_nothing_behind_and_runs_again() {
         assert_folded(&bed, name).await;
         bed.until("select count(*) = 0 from pg_locks where locktype = 'advisory'").await;
     }
-    let report = rebuild(&bed.projector(name), &Arc::default(), false).await.expect("rebuilds");
+    let report = rebuild(&bed.projector(name), &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
     assert_eq!(report.differences, Vec::<String>::new());
     assert_folded(&bed, name).await;
     assert_eq!(bed.number("select count(*) from throughline.checkpoints where generation = 'read_next'").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_reports_and_mends_what_differs_and_refuses_to_run_twice() {
+async fn what_differs_without_a_reason_stops_the_switch_unless_forced_and_none_runs_twice() {
     let mut bed = Bed::new().await;
     let name = "order-list";
     settled(&mut bed, name, 45, 60).await;
     bed.owner.execute("update read.order_list set paid = paid + 1 where partition = 1", &[]).await.expect("spoils");
     let projector = bed.projector(name);
-    let dry = rebuild(&projector, &Arc::default(), true).await.expect("a dry run");
+    let dry = rebuild(&projector, &Arc::default(), RebuildMode::DryRun).await.expect("a dry run");
     assert_eq!((dry.events, dry.compared), (bed.log.len() as u64, false));
     let progress = Arc::<Progress>::default();
-    let (first, second) = tokio::join!(rebuild(&projector, &progress, false), rebuild(&projector, &progress, false));
+    let (first, second) = tokio::join!(
+        rebuild(&projector, &progress, RebuildMode::Checked),
+        rebuild(&projector, &progress, RebuildMode::Checked)
+    );
     let refused =
         |outcome: &Result<_, ProjectionLoopError>| matches!(outcome, Err(ProjectionLoopError::Refused { .. }));
     assert!(refused(&first) != refused(&second), "one runs, one is refused");
     let report = first.or(second).expect("one of them");
     assert_eq!(report.differences.len(), 1, "{:?}", report.differences);
     assert!(report.differences[0].starts_with("order_list partition 1:"), "{:?}", report.differences);
+    assert!(report.differences[0].ends_with("(no known reason)"), "{:?}", report.differences);
+    assert_eq!((report.unexplained, report.switched), (1, false));
+    // The live tables are what they were, for whoever wants to know why; the rebuilt ones stand beside them.
+    let spoilt = |schema| format!("select sum(paid)::bigint from {schema}.order_list where partition = 1");
+    assert_ne!(bed.number(&spoilt("read")).await, bed.number(&spoilt("read_next")).await);
+    assert_eq!(bed.number("select count(*) from throughline.projections where switched_at is not null").await, 0);
+    let report = rebuild(&projector, &Arc::default(), RebuildMode::Forced).await.expect("rebuilds");
+    assert_eq!((report.differences.len(), report.unexplained, report.switched), (1, 1, true));
     assert_folded(&bed, name).await;
 }
 
@@ -138,7 +151,7 @@ async fn the_previous_generation_lives_as_long_as_is_set() {
     settled(&mut bed, name, 51, 40).await;
     settled(&mut bed, other, 52, 10).await;
     for one in [name, other] {
-        rebuild(&bed.projector(one), &Arc::default(), false).await.expect("rebuilds");
+        rebuild(&bed.projector(one), &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
     }
     let role = throughline::store::DatabaseRole::Maintenance;
     let maintenance = throughline::store::connect::connect(&bed.settings.database, &role).await.expect("connects");
@@ -171,7 +184,7 @@ async fn the_previous_generation_lives_as_long_as_is_set() {
     let refused = rollback(&bed.projector(name), false).await.expect_err("nothing to go back to");
     assert!(refused.to_string().contains("no previous generation is kept"), "{refused}");
     // The next rebuild keeps one again.
-    rebuild(&bed.projector(name), &Arc::default(), false).await.expect("rebuilds");
+    rebuild(&bed.projector(name), &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
     rollback(&bed.projector(name), false).await.expect("rolls back");
     let running = bed.start(name);
     bed.caught_up(name).await;
@@ -198,7 +211,7 @@ async fn a_new_version_waits_for_its_rebuild() {
     let status = throughline::projection::state::status(&bed.owner, &projector).await.expect("a status");
     assert_eq!((status.state, status.version), ("waits for rebuild", Some(1)));
     assert!(status.lag_events > 0);
-    let report = rebuild(&projector, &Arc::default(), false).await.expect("rebuilds");
+    let report = rebuild(&projector, &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
     assert_eq!((report.from_version, report.to_version, report.compared), (Some(1), 2, false));
     bed.caught_up(name).await;
     running.stop().await;
