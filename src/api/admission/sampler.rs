@@ -45,7 +45,7 @@ pub struct Sampler {
     request_wait: Duration,
 }
 
-/// The overflow group's coordinator has this long to answer. A broker that restarts leaves groups without one
+/// The overflow group's coordinator has this long to answer, once it has. A broker that restarts leaves groups without one
 /// for a while, and commands are accepted all the same: what was known of overflow stays in use.
 const COORDINATOR_WAIT: Duration = Duration::from_secs(1);
 
@@ -148,7 +148,8 @@ impl Sampler {
             (0..partitions).for_each(|partition| {
                 spilled.add_partition(&overflow, partition);
             });
-            let committed = consumer.committed_offsets(spilled, wait.min(COORDINATOR_WAIT));
+            let patience = if known { wait.min(COORDINATOR_WAIT) } else { wait };
+            let committed = consumer.committed_offsets(spilled, patience);
             let committed = committed.map_err(KafkaError::at("read the overflow group's offsets"));
             let drained = match committed {
                 Ok(committed) => {
