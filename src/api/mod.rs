@@ -7,12 +7,16 @@
 pub mod admin;
 pub mod admission;
 pub mod auth;
+mod browser;
+mod connections;
 mod consistency;
 pub mod correlation;
+mod descriptors;
 mod envelope;
 mod extract;
 mod handover;
 mod lane;
+mod listen;
 mod openapi;
 mod outcomes;
 pub mod problem;
@@ -31,9 +35,10 @@ pub use consistency::encode as consistency_token;
 pub use envelope::{CommandHeaders, CommandQuery, Envelope};
 pub use extract::{JsonBody, PathOf, QueryOf};
 pub use lane::Lane;
+pub use listen::Listener;
 pub use problem::{Kind, Problem, ProblemBody};
 pub use read::{AS_OF, AS_OF_POSITIONS, AsOf, CONSISTENCY, CONSISTENCY_TOKEN, Read, ReadHeaders};
-pub use server::{ApiError, ContextApi, run};
+pub use server::{ApiError, ContextApi, Entrance, run};
 pub use submission::{Submission, Submitted};
 pub use utoipa_axum::router::OpenApiRouter;
 

@@ -10,11 +10,11 @@ use tokio::sync::Notify;
 
 use super::lifecycle::Lifecycle;
 use super::{install, maintenance};
-use crate::api::{self, ContextApi};
+use crate::api::{self, ContextApi, Listener};
 use crate::avro;
 use crate::health::Health;
 use crate::orders::{self, OrdersContext};
-use crate::settings::{HttpSettings, Settings};
+use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole};
 use crate::{processor, projection, relay};
 
@@ -76,11 +76,17 @@ pub fn parse(names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
 /// waiting for a poll.
 pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let settings = Arc::new(settings.clone());
+    // Both ports before any loop: one that is taken ends the start while no group knows of us.
+    let admin = Listener::admin(&settings.http)?;
+    let mut entrance = match roles.contains(&Role::Api) {
+        true => Some(api::Entrance::open(&settings.http).await?),
+        false => None,
+    };
     let names = install::orders_topics(&settings);
     let codec = install::orders_codec(&settings).await?;
     let wake = Arc::new(Notify::new());
     let health = Health::new(Duration::from_millis(settings.http.heartbeat_silence_max_ms));
-    start_admin(&settings, &health, lifecycle)?;
+    start_admin(admin, &health, lifecycle)?;
     for role in roles {
         let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
         let health = health.clone();
@@ -110,23 +116,19 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                     refusals: orders::routes::REFUSALS,
                     others: avro::registry_routes(reader),
                 };
-                lifecycle.spawn("api", api::run(settings, context, health, shutdown));
+                if let Some(entrance) = entrance.take() {
+                    lifecycle.spawn("api", api::run(settings, context, entrance, health, shutdown));
+                }
             }
         }
     }
     Ok(())
 }
 
-/// The admin listener of this process. Several processes of one machine share the default address
-/// by giving way: the first has it, the others take a free port and say which.
-fn start_admin(settings: &Arc<Settings>, health: &Arc<Health>, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let mut settings = settings.clone();
-    let default = HttpSettings::default().admin_listen;
-    if settings.http.admin_listen == default && std::net::TcpListener::bind(default).is_err() {
-        Arc::make_mut(&mut settings).http.admin_listen.set_port(0);
-    }
+/// The admin port of this process, which tells of every loop.
+fn start_admin(listener: Listener, health: &Arc<Health>, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let metrics = api::install_metrics()?;
     let (stopping, shutdown) = (lifecycle.stopping(), lifecycle.shutdown());
-    lifecycle.spawn("admin", api::admin::run(settings, health.clone(), metrics, stopping, shutdown));
+    lifecycle.spawn("admin", api::admin::run(listener, health.clone(), metrics, stopping, shutdown));
     Ok(())
 }
