@@ -209,6 +209,7 @@ fn unavailable(command_id: Uuid, reason: &str) -> Problem {
 #[cfg(test)]
 mod tests {
     use std::ffi::CStr;
+    use std::sync::Arc;
 
     use rdkafka::types::RDKafkaRespErr;
 
@@ -219,15 +220,15 @@ mod tests {
     const REASON: &CStr = c"made by a test";
 
     /// A handover to a broker within its own client.
-    fn handover() -> (Handover, std::sync::Arc<Admission>) {
+    fn handover(produce_wait_ms: u64) -> (Handover, Arc<Admission>) {
         let mut settings = Settings::default();
         settings.kafka.librdkafka.insert("test.mock.num.brokers".into(), "1".into());
-        settings.http.produce_wait_ms = 10_000;
+        settings.http.produce_wait_ms = produce_wait_ms;
         let handover = Handover::new(&settings, &TopicNames::new("orders", &settings.topics)).unwrap();
         (handover, Admission::measured(&settings))
     }
 
-    async fn hand_over(handover: &Handover, admission: &std::sync::Arc<Admission>) -> Result<(), Problem> {
+    async fn hand_over(handover: &Handover, admission: &Arc<Admission>) -> Result<(), Problem> {
         let id = Uuid::now_v7();
         let permit = admission.admit(Lane::Normal, id, 2).await?;
         let (value, correlation_id) = (b"{}".as_slice(), "test");
@@ -244,6 +245,16 @@ mod tests {
         handover.hand_over(permit, record).await
     }
 
+    fn lose_kafka(handover: &Handover, silent: bool) {
+        let producer = handover.producer.read().unwrap();
+        let cluster = producer.client.client().mock_cluster().unwrap();
+        if silent {
+            cluster.broker_round_trip_time(1, Duration::from_secs(60)).unwrap();
+        } else {
+            cluster.broker_down(1).unwrap();
+        }
+    }
+
     fn fail_for_good(handover: &Handover) {
         let producer = handover.producer.read().unwrap();
         let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
@@ -256,7 +267,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_producer_that_failed_for_good_is_replaced_and_no_caller_notices() {
-        let (handover, admission) = handover();
+        let (handover, admission) = handover(10_000);
         hand_over(&handover, &admission).await.unwrap();
         for _ in 0..2 {
             tokio::time::sleep(REPLACE_EVERY).await;
@@ -270,8 +281,24 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn without_kafka_a_caller_hears_so_within_about_the_wait() {
+        // Gone, and there without a word.
+        for silent in [false, true] {
+            let (handover, admission) = handover(1_500);
+            hand_over(&handover, &admission).await.unwrap();
+            lose_kafka(&handover, silent);
+            let asked_at = Instant::now();
+            let refused = hand_over(&handover, &admission).await.unwrap_err();
+            assert_eq!((refused.code(), refused.status().as_u16()), ("KAFKA_UNAVAILABLE", 503));
+            assert!(refused.detail().contains("may or may not"), "{}", refused.detail());
+            let took = asked_at.elapsed();
+            assert!((Duration::from_millis(1_400)..Duration::from_millis(4_000)).contains(&took), "{silent}: {took:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn producers_are_not_replaced_in_a_storm() {
-        let (handover, admission) = handover();
+        let (handover, admission) = handover(10_000);
         hand_over(&handover, &admission).await.unwrap();
         tokio::time::sleep(REPLACE_EVERY).await;
         fail_for_good(&handover);

@@ -5,6 +5,7 @@ mod harness;
 
 mod admission;
 mod commands;
+mod connections;
 mod documents;
 mod health;
 mod queries;
