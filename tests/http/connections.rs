@@ -176,7 +176,7 @@ async fn tls_handshakes_that_do_not_end_keep_nobody_out() {
     let started = Instant::now();
     rest(&mut open(address(&server.base), b"\x16\x03\x01").await).await;
     assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
-    // Over HTTP/2 a connection in use stays, and is answered on.
+    // A connection in use stays, and is answered on.
     let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).build().unwrap();
     for _ in 0..3 {
         let answer = client.get(format!("{}/api/orders", server.base)).send().await.unwrap();
@@ -201,5 +201,41 @@ async fn who_is_being_answered_is_not_sent_away() {
     let held = open_many(address(&server.base), b"GET /").await;
     assert_eq!(waiting.await.unwrap().status, 202);
     drop(held);
+    server.stop().await;
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u8;
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http_2_a_ping_is_no_half_request_and_keeps_nothing_open() {
+    let harness = harness("http_two").await;
+    let server = Server::start(&harness, &["api"]).await;
+    let (settings, ping) = (frame(4, 0, 0, &[]), frame(6, 0, 0, b"12345678"));
+    // :method GET, :scheme http, :path /, :authority localhost; end of headers and of the stream.
+    let request = frame(1, 5, 1, b"\x82\x86\x84\x41\x09localhost");
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &settings].concat();
+    let mut used = open(address(&server.base), &[preface.as_slice(), &request].concat()).await;
+    let mut unused = open(address(&server.base), &preface).await;
+    let started = Instant::now();
+    let mut ended = [None, None];
+    while ended.contains(&None) {
+        assert!(started.elapsed() < Duration::from_secs(15), "{ended:?}");
+        for (stream, ended) in [&mut used, &mut unused].into_iter().zip(&mut ended).filter(|(_, ended)| ended.is_none())
+        {
+            let _ = stream.write_all(&ping).await;
+            let mut bytes = vec![0; 4_096];
+            let read = tokio::time::timeout(Duration::from_millis(250), stream.read(&mut bytes)).await;
+            if matches!(read, Ok(Ok(0) | Err(_))) {
+                *ended = Some(started.elapsed().as_millis());
+            }
+        }
+    }
+    let [Some(used), Some(unused)] = ended else { unreachable!("both ended") };
+    assert!((2_900..3_900).contains(&unused), "without a request it is over with the time for a head: {unused} ms");
+    assert!((3_900..9_500).contains(&used), "after one, with the time between requests: {used} ms");
     server.stop().await;
 }

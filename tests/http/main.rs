@@ -8,6 +8,8 @@ mod commands;
 mod connections;
 mod documents;
 mod health;
+mod hostile;
 mod queries;
 mod server;
+mod start;
 mod tokens;

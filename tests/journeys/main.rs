@@ -7,6 +7,7 @@ mod api_kill;
 mod backpressure;
 mod burst;
 mod chaos;
+mod descriptors;
 mod events_cli;
 mod malformed;
 mod one_order;
