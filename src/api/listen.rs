@@ -29,7 +29,6 @@ const PING_WAIT: Duration = Duration::from_secs(10);
 
 /// A bound port.
 pub struct Listener {
-    name: &'static str,
     address: SocketAddr,
     socket: TcpListener,
     tls: Option<RustlsConfig>,
@@ -60,23 +59,24 @@ impl Listener {
             tls: tls(http).await?,
             hosts: open.then(|| http.allowed_hosts.clone().into()),
             stop_wait: Duration::from_millis(http.shutdown_wait_ms),
-            ..Self::bind("api", http.listen, shares.api, http)?
+            ..Self::bind(http.listen, Gate::new("api", shares.api, None, http), http)?
         })
     }
 
     /// Binds the admin port. Several processes of one machine share the default address by giving way: the
-    /// first has it, the others take a free port and say which.
-    pub fn admin(http: &HttpSettings) -> Result<Self, ApiError> {
+    /// first has it, the others take a free port and say which. Where files run out, `beside` gives some.
+    pub fn admin(http: &HttpSettings, beside: Option<&Self>) -> Result<Self, ApiError> {
         let mut listen = http.admin_listen;
         if !listen.ip().is_loopback() && is_open(http) {
             // Probes cannot authenticate; whoever opens them has shown that they thought of callers.
             return Err(ApiError::OpenWithoutAuthentication { listen, setting: "http.admin_listen (ADMIN_LISTEN)" });
         }
         let most = descriptors::of_process(http).admin;
-        let bound = match Self::bind("admin", listen, most, http) {
+        let gate = Gate::new("admin", most, beside.map(|other| other.gate.clone()), http);
+        let bound = match Self::bind(listen, gate.clone(), http) {
             Err(_) if listen == HttpSettings::default().admin_listen => {
                 listen.set_port(0);
-                Self::bind("admin", listen, most, http)
+                Self::bind(listen, gate, http)
             }
             bound => bound,
         }?;
@@ -85,19 +85,19 @@ impl Listener {
         Ok(Self { hosts, ..bound })
     }
 
-    fn bind(name: &'static str, listen: SocketAddr, most: usize, http: &HttpSettings) -> Result<Self, ApiError> {
+    fn bind(listen: SocketAddr, gate: Arc<Gate>, http: &HttpSettings) -> Result<Self, ApiError> {
         let error = |source| ApiError::Listen { listen, source };
         let socket = TcpListener::bind(listen).map_err(error)?;
         let address = socket.local_addr().map_err(error)?;
-        let (gate, head_timeout) = (Gate::new(name, most, http), Duration::from_millis(http.head_timeout_ms));
-        Ok(Self { name, address, socket, tls: None, gate, hosts: None, stop_wait: ADMIN_STOP_WAIT, head_timeout })
+        let head_timeout = Duration::from_millis(http.head_timeout_ms);
+        Ok(Self { address, socket, tls: None, gate, hosts: None, stop_wait: ADMIN_STOP_WAIT, head_timeout })
     }
 
     /// Serves `router` until cancelled, then lets open requests finish for a while.
     pub(super) async fn serve(self, router: Router, shutdown: CancellationToken) -> Result<(), ApiError> {
         let listen = self.address;
         let error = |source| ApiError::Listen { listen, source };
-        tracing::info!(address = %listen, tls = self.tls.is_some(), "{} listens", self.name);
+        tracing::info!(address = %listen, tls = self.tls.is_some(), "{} listens", self.gate.port);
         let handle = Handle::new();
         let stopper = handle.clone();
         let stop = tokio::spawn(async move {

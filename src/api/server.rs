@@ -82,6 +82,11 @@ impl Entrance {
         let authenticator = Arc::new(Authenticator::new(&http.auth)?);
         Ok(Self { listener: Listener::api(http).await?, authenticator })
     }
+
+    /// The bound port.
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
 }
 
 /// Serves the API until cancelled; then finishes open requests within the configured time. It is on the list

@@ -77,11 +77,11 @@ pub fn parse(names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
 pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let settings = Arc::new(settings.clone());
     // Both ports before any loop: one that is taken ends the start while no group knows of us.
-    let admin = Listener::admin(&settings.http)?;
     let mut entrance = match roles.contains(&Role::Api) {
         true => Some(api::Entrance::open(&settings.http).await?),
         false => None,
     };
+    let admin = Listener::admin(&settings.http, entrance.as_ref().map(api::Entrance::listener))?;
     let names = install::orders_topics(&settings);
     let codec = install::orders_codec(&settings).await?;
     let wake = Arc::new(Notify::new());

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use axum::http::Version;
 use futures_util::task::AtomicWaker;
+use nix::errno::Errno;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -25,6 +26,9 @@ use crate::settings::HttpSettings;
 
 /// A connection that was told to make room has gone within this; else the newcomer is refused.
 const ROOM_WAIT: Duration = Duration::from_millis(250);
+/// Once files have run out there are so many fewer connections than then, for so long.
+const SHRINK_BY: usize = 16;
+const FEWER_FOR: Duration = Duration::from_secs(60);
 /// That a port is full, or that nothing can be accepted, is told this often, at most.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -64,8 +68,12 @@ impl Reason {
 /// The connections of one port.
 #[derive(Debug)]
 pub(super) struct Gate {
-    port: &'static str,
+    pub(super) port: &'static str,
+    /// As shared out at start; fewer for a while once files have run out.
     most: usize,
+    fewer: Mutex<Option<(usize, Instant)>>,
+    /// Whose connections go first when files run out.
+    beside: Option<Arc<Gate>>,
     limits: Limits,
     open: AtomicUsize,
     /// A connection has gone.
@@ -94,19 +102,24 @@ pub(super) struct Connection {
 
 impl Gate {
     /// A gate for `most` connections to `port`, as metrics name it.
-    pub(super) fn new(port: &'static str, most: usize, settings: &HttpSettings) -> Arc<Self> {
+    pub(super) fn new(
+        port: &'static str,
+        most: usize,
+        beside: Option<Arc<Gate>>,
+        settings: &HttpSettings,
+    ) -> Arc<Self> {
         let limits = Limits {
             head: Duration::from_millis(settings.head_timeout_ms),
             idle: Duration::from_millis(settings.idle_timeout_ms),
             stall: Duration::from_millis(settings.request_timeout_ms),
         };
-        let (open, gone, line, told) = Default::default();
-        Arc::new(Self { port, most, limits, open, gone, line, told })
+        let (fewer, open, gone, line, told) = Default::default();
+        Arc::new(Self { port, most, fewer, beside, limits, open, gone, line, told })
     }
 
     /// Lets a newcomer in, where need be in the place of a quiet one; none where all are in hand.
     async fn admit(self: &Arc<Self>) -> Option<Arc<Connection>> {
-        if self.open.load(Ordering::Acquire) >= self.most {
+        if self.is_full() {
             self.tell("as many connections are open as may: quiet ones make room");
             if !self.make_room() || !self.has_room().await {
                 self.count(Reason::Refused);
@@ -122,9 +135,15 @@ impl Gate {
         Some(connection)
     }
 
+    fn is_full(&self) -> bool {
+        let fewer = *self.fewer.lock().unwrap_or_else(PoisonError::into_inner);
+        let fewer = fewer.filter(|(_, since)| since.elapsed() < FEWER_FOR).map_or(self.most, |(fewer, _)| fewer);
+        self.open.load(Ordering::Acquire) >= fewer
+    }
+
     async fn has_room(&self) -> bool {
         let room = async {
-            while self.open.load(Ordering::Acquire) >= self.most {
+            while self.is_full() {
                 self.gone.notified().await;
             }
         };
@@ -150,11 +169,22 @@ impl Gate {
         false
     }
 
-    /// A socket could not be accepted. The listener tries again by itself; a quiet connection gives its file.
+    /// A socket could not be accepted; the listener tries again by itself. Where files have run out, quiet
+    /// connections give theirs, the API's first, and for a while there are fewer of them.
     pub(super) fn not_accepted(&self, error: &std::io::Error) {
         metrics::counter!("throughline_http_accept_errors_total", "port" => self.port).increment(1);
         self.tell(&format!("a connection could not be accepted: {error}; trying on"));
-        self.make_room();
+        if error.raw_os_error().is_some_and(|code| [Errno::EMFILE, Errno::ENFILE].contains(&Errno::from_raw(code))) {
+            self.beside.as_deref().unwrap_or(self).shrink();
+        }
+    }
+
+    fn shrink(&self) {
+        let fewer = self.open.load(Ordering::Acquire).saturating_sub(SHRINK_BY).max(1);
+        *self.fewer.lock().unwrap_or_else(PoisonError::into_inner) = Some((fewer, Instant::now()));
+        for _ in 0..SHRINK_BY {
+            self.make_room();
+        }
     }
 
     fn tell(&self, what: &str) {
@@ -221,7 +251,7 @@ mod tests {
     use super::*;
 
     fn gate(most: usize) -> Arc<Gate> {
-        Gate::new("test", most, &HttpSettings::default())
+        Gate::new("test", most, None, &HttpSettings::default())
     }
 
     fn evicted(connections: &[&Arc<Connection>]) -> Vec<bool> {
@@ -254,6 +284,24 @@ mod tests {
         drop((hands, one));
         assert!(gate.admit().await.is_some());
         drop(two);
+    }
+
+    #[tokio::test]
+    async fn where_files_run_out_the_quiet_ones_of_the_api_give_theirs() {
+        let api = gate(100);
+        let admin = Gate::new("admin", 10, Some(api.clone()), &HttpSettings::default());
+        let connections = futures_util::future::join_all((0..40).map(|_| api.admit())).await;
+        let gone = || connections.iter().flatten().filter(|one| one.evicted.load(Ordering::Relaxed)).count();
+        let probe = admin.admit().await.unwrap();
+        admin.not_accepted(&std::io::ErrorKind::ConnectionAborted.into());
+        assert_eq!(gone(), 0, "one peer's misfortune");
+        admin.not_accepted(&std::io::Error::from_raw_os_error(Errno::EMFILE as i32));
+        assert_eq!((gone(), probe.evicted.load(Ordering::Relaxed)), (SHRINK_BY, false));
+        assert!(api.is_full() && !admin.is_full());
+        api.not_accepted(&std::io::Error::from_raw_os_error(Errno::EMFILE as i32));
+        assert_eq!(gone(), 2 * SHRINK_BY);
+        drop(connections);
+        assert!(api.admit().await.is_some());
     }
 
     #[tokio::test]
