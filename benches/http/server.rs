@@ -99,7 +99,8 @@ impl Server {
         let context =
             ContextApi { names: harness.names(), routes, refusals: orders::routes::REFUSALS, others: Router::new() };
         let settings = Arc::new(harness.settings.clone());
-        tokio::spawn(api::run(settings, context, health.clone(), CancellationToken::new()));
+        let entrance = api::Entrance::open(&settings.http).await.expect("the port is free");
+        tokio::spawn(api::run(settings, context, entrance, health.clone(), CancellationToken::new()));
         let server = Self { base: format!("http://{}", harness.settings.http.listen), harness, health };
         eventually("the server is ready", || async {
             let ready = server.health.readiness();

@@ -14,11 +14,12 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::browser;
 use super::families;
+use super::listen::Listener;
 use super::problem::{METHOD_NOT_ALLOWED, NOT_FOUND, Problem};
-use super::server::{ApiError, serve};
+use super::server::ApiError;
 use crate::health::{Check, Health, PartitionState};
-use crate::settings::Settings;
 
 /// Upper bounds of every histogram of seconds.
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -53,18 +54,12 @@ pub fn install_metrics() -> Result<PrometheusHandle, ApiError> {
 /// Serves until `shutdown`. `/readyz` says no from `stopping` on, which comes earlier: whoever sends
 /// requests here has time to look elsewhere before one is refused.
 pub async fn run(
-    settings: Arc<Settings>,
+    listener: Listener,
     health: Arc<Health>,
     metrics: PrometheusHandle,
     stopping: CancellationToken,
     shutdown: CancellationToken,
 ) -> Result<(), ApiError> {
-    let listen = settings.http.admin_listen;
-    let authentication = settings.http.auth.api_keys_file.is_some() || settings.http.auth.jwks_file.is_some();
-    if !listen.ip().is_loopback() && !authentication {
-        // Probes cannot authenticate; whoever opens them has shown that they thought of callers.
-        return Err(ApiError::OpenWithoutAuthentication { listen, setting: "http.admin_listen (ADMIN_LISTEN)" });
-    }
     let upkeep = metrics.clone();
     let upkeep_stop = shutdown.clone();
     let upkeep = tokio::spawn(async move {
@@ -72,10 +67,9 @@ pub async fn run(
             upkeep.run_upkeep();
         }
     });
-    let told = health.clone();
     let admin = Admin { health, metrics, stopping };
-    let bound = |address| told.admin_listens(address);
-    let served = serve(router(admin), ("admin", listen), None, Duration::from_millis(200), bound, shutdown).await;
+    let router = browser::with_hosts(router(admin), listener.hosts.clone());
+    let served = listener.serve(router, shutdown).await;
     upkeep.abort();
     served
 }

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::{Instrument, Span};
@@ -76,10 +76,29 @@ pub async fn layer(request: Request, next: Next) -> Response {
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(CORRELATION_HEADER, value);
     }
-    let labels = [("method", method.to_string()), ("route", route), ("status", response.status().as_u16().to_string())];
+    let labels =
+        [("method", label(&method).to_owned()), ("route", route), ("status", response.status().as_u16().to_string())];
     metrics::counter!("throughline_http_requests_total", &labels).increment(1);
     metrics::histogram!("throughline_http_request_seconds", &labels[..2]).record(started.elapsed());
     response
+}
+
+/// The method as metrics name it: a caller may make up others without end.
+fn label(method: &Method) -> &'static str {
+    const KNOWN: [Method; 8] = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::OPTIONS,
+        Method::TRACE,
+    ];
+    match KNOWN.iter().position(|known| known == method) {
+        Some(at) => ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"][at],
+        None => "other",
+    }
 }
 
 /// The value, if it may travel with every event for ever: short, visible, ASCII.
@@ -92,6 +111,14 @@ fn accept(value: &HeaderValue) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn methods_that_nobody_knows_share_one_label() {
+        for made_up in ["FOO123", "get", "GETS", "CONNECT", "PROPFIND", &"X".repeat(1_000)] {
+            assert_eq!(label(&Method::from_bytes(made_up.as_bytes()).unwrap()), "other");
+        }
+        assert_eq!((label(&Method::GET), label(&Method::TRACE)), ("GET", "TRACE"));
+    }
 
     #[test]
     fn only_short_visible_text_is_taken_over() {

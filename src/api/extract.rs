@@ -1,18 +1,21 @@
 //! What handlers take out of a request, with every mistake answered as a problem.
 
 use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::header::CONTENT_TYPE;
+use axum::extract::{FromRef, FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::header::{CONNECTION, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
-use super::problem::{INVALID_REQUEST, PAYLOAD_TOO_LARGE, Problem, UNSUPPORTED_MEDIA_TYPE};
+use super::Api;
+use super::problem::{BODY_TIMEOUT, INVALID_REQUEST, PAYLOAD_TOO_LARGE, Problem, UNSUPPORTED_MEDIA_TYPE};
 use crate::engine::ids::parse_id;
 
 /// Path parameters.
@@ -22,6 +25,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathOf<
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        storable("path", parts.uri.path())?;
         let Path(value) = Path::<T>::from_request_parts(parts, state)
             .await
             .map_err(|rejection| Problem::new(INVALID_REQUEST, format!("path: {}", rejection.body_text())))?;
@@ -47,6 +51,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for QueryOf
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        storable("query", parts.uri.query().unwrap_or_default())?;
         let Query(value) = Query::<T>::from_request_parts(parts, state)
             .await
             .map_err(|rejection| Problem::new(INVALID_REQUEST, format!("query: {}", rejection.body_text())))?;
@@ -54,18 +59,35 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for QueryOf
     }
 }
 
-/// A JSON body as it came, bounded by the server's limit.
+/// No text of PostgreSQL holds U+0000, and no text of ours has it: whatever names it is malformed.
+fn storable(part: &str, encoded: &str) -> Result<(), Problem> {
+    if encoded.contains("%00") {
+        return Err(Problem::new(INVALID_REQUEST, format!("{part}: U+0000 is in no text here")));
+    }
+    Ok(())
+}
+
+/// A JSON body as it came, bounded by the server's limits of size and time.
 pub struct JsonBody(pub Bytes);
 
-impl<S: Send + Sync> FromRequest<S> for JsonBody {
+impl<S: Send + Sync> FromRequest<S> for JsonBody
+where
+    Arc<Api>: FromRef<S>,
+{
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         if !is_json(request.headers()) {
             return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"));
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(body_problem)?;
-        Ok(Self(bytes))
+        let wait = Duration::from_millis(Arc::<Api>::from_ref(state).settings.http.body_timeout_ms);
+        match tokio::time::timeout(wait, Bytes::from_request(request, state)).await {
+            Ok(bytes) => bytes.map(Self).map_err(body_problem),
+            Err(_) => {
+                let detail = format!("the body did not come whole within {} ms", wait.as_millis());
+                Err(Problem::new(BODY_TIMEOUT, detail).with_header(CONNECTION, "close"))
+            }
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Path;
+use axum::http::HeaderValue;
+use axum::http::header::CACHE_CONTROL;
+use axum::middleware::map_response;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use utoipa::openapi::path::{Operation, PathItem};
@@ -29,7 +32,14 @@ pub(super) fn with_documents(
     let (routes, document) = document(routes, secured);
     let page = move |Path(code): Path<String>| async move { problem_page(&code, refusals) };
     let documents = Router::from(SwaggerUi::new("/docs").url("/openapi.json", document));
-    (routes, documents.route("/problems/{code}", get(page)))
+    // The same for everybody until the next release.
+    let documents = documents.route("/problems/{code}", get(page)).layer(map_response(async |mut answer: Response| {
+        if answer.status().is_success() {
+            answer.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("max-age=300"));
+        }
+        answer
+    }));
+    (routes, documents)
 }
 
 /// Splits the routes from their document and completes it.
@@ -42,7 +52,8 @@ pub(super) fn document(routes: OpenApiRouter<Arc<Api>>, secured: bool) -> (Route
              effect; `Prefer: wait=N` and the `/sync` routes wait for the decision. Reads come from read tables and \
              tell how fresh they are; a `Consistency-Token` makes a read see a given write. Beside them the schema \
              registry's read API is served (`/subjects`, `/schemas`, `/config`, `/mode`), with the paths, shapes and \
-             error codes that its stock clients know.",
+             error codes that its stock clients know; it takes an API key also as Basic authentication, with the key's id \
+             as user and its secret as password, or with the whole key as password.",
         ))
         .build();
     let base = OpenApiBuilder::new().info(info).build();
@@ -86,8 +97,11 @@ fn add_shared_answers(operation: &mut Operation, writes: bool, secured: bool) {
     if secured {
         shared.push((problem::UNAUTHENTICATED, "Who calls is not known"));
         shared.push((problem::FORBIDDEN, "The caller lacks the scope"));
+    } else {
+        shared.push((problem::HOST_NOT_ALLOWED, "The request is addressed to another host"));
     }
     if writes {
+        shared.push((problem::BODY_TIMEOUT, "The body did not come in time"));
         shared.push((problem::PAYLOAD_TOO_LARGE, "The body is too large"));
         shared.push((problem::UNSUPPORTED_MEDIA_TYPE, "The body is not application/json"));
         shared.push((problem::RATE_LIMITED, "The caller sends more than its share: see `Retry-After`"));

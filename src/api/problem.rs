@@ -50,12 +50,15 @@ kinds! {
     UNAUTHENTICATED, UNAUTHORIZED, "Who calls is not known", "Send an API key or a bearer token that this server accepts.";
     FORBIDDEN, FORBIDDEN, "The caller lacks the scope", "Ask for a key with the scope that the detail names.";
     NOT_FOUND, NOT_FOUND, "Nothing is here", "Check the path and the id. A write may not be visible yet: send its Consistency-Token.";
+    HOST_NOT_ALLOWED, MISDIRECTED_REQUEST, "The request is addressed to another host", "While nobody is asked who they are, address localhost or a loopback address, or name the host in http.allowed_hosts; or configure authentication.";
     METHOD_NOT_ALLOWED, METHOD_NOT_ALLOWED, "The method does not apply here", "Use a method that the Allow header names.";
     NOT_ACCEPTABLE, NOT_ACCEPTABLE, "No such representation", "Accept application/json.";
     PAYLOAD_TOO_LARGE, PAYLOAD_TOO_LARGE, "The body is too large", "Split the command; the limit is http.body_bytes_max.";
+    BODY_TIMEOUT, REQUEST_TIMEOUT, "The body did not come in time", "Send the body without pausing; nothing was done with it.";
     UNSUPPORTED_MEDIA_TYPE, UNSUPPORTED_MEDIA_TYPE, "The body is not application/json", "Send Content-Type: application/json.";
     RATE_LIMITED, TOO_MANY_REQUESTS, "The caller sends more than its share", "Wait for as long as Retry-After says.";
     QUEUE_FULL, SERVICE_UNAVAILABLE, "More commands wait than may", "Wait for as long as Retry-After says, then send the same command with the same Idempotency-Key.";
+    STARTING, SERVICE_UNAVAILABLE, "The server is starting", "Wait for as long as Retry-After says; nothing was accepted.";
     OVERLOADED, SERVICE_UNAVAILABLE, "More requests are open than may", "Wait for as long as Retry-After says.";
     REQUEST_TIMEOUT, SERVICE_UNAVAILABLE, "No answer in time", "A write may or may not have been accepted: repeat it with the same Idempotency-Key.";
     KAFKA_UNAVAILABLE, SERVICE_UNAVAILABLE, "The command could not be handed over", "It may or may not have been accepted: repeat it with the same Idempotency-Key.";
@@ -144,10 +147,11 @@ impl Problem {
         self
     }
 
-    /// Adds the challenge that a 401 carries.
+    /// Adds the challenge that a 401 carries, `basic` where that is taken, too.
     #[must_use]
-    pub fn challenge(mut self) -> Self {
-        self.headers.push((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+    pub fn challenge(mut self, basic: bool) -> Self {
+        let challenge = if basic { "Basic realm=\"throughline\", charset=\"UTF-8\", Bearer" } else { "Bearer" };
+        self.headers.push((WWW_AUTHENTICATE, HeaderValue::from_static(challenge)));
         self
     }
 
@@ -238,6 +242,10 @@ fn from_statement(source: &tokio_postgres::Error, described: &str) -> Problem {
     }
     if missing {
         return Problem::new(READ_TABLES_MISSING, "no projection has made these read tables yet").retry_after(2);
+    }
+    // 22: a value that no column takes. Reads have none but those of the request.
+    if source.code().is_some_and(|code| code.code().starts_with("22")) {
+        return Problem::new(INVALID_REQUEST, "a value of the request is out of range");
     }
     if transient {
         return Problem::new(DATABASE_UNAVAILABLE, "the database does not answer; the log tells why").retry_after(1);

@@ -1,6 +1,6 @@
 //! The server: the context's routes with the layers that every request passes, on one listener.
 //!
-//! From outside in: correlation id, panics, time, concurrency, authentication, routes.
+//! From outside in: correlation id, host, panics, time, concurrency, authentication, routes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,8 +10,6 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -21,10 +19,11 @@ use super::admission::{Admission, Sampler, drain};
 use super::auth::{self, AuthError, Authenticator};
 use super::consistency::Checkpoints;
 use super::handover::Handover;
+use super::listen::Listener;
 use super::outcomes::Outcomes;
 use super::problem::{INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED, Problem, REQUEST_TIMEOUT};
 use super::rate_limit::RateLimiter;
-use super::{Api, Kind, correlation, openapi};
+use super::{Api, Kind, browser, correlation, openapi};
 use crate::health::{Health, Heartbeat, Told};
 use crate::kafka::KafkaError;
 use crate::kafka::topics::TopicNames;
@@ -71,20 +70,46 @@ pub enum ApiError {
 /// The overflow drainer is started again after this when it gave up.
 const DRAINER_RESTART_WAIT: Duration = Duration::from_secs(1);
 
-/// Serves the API until cancelled; then finishes open requests within the configured time.
-pub async fn run(
+/// What callers meet first: the bound port, and who may come in. Opened before any loop starts.
+pub struct Entrance {
+    listener: Listener,
+    authenticator: Arc<Authenticator>,
+}
+
+impl Entrance {
+    /// Binds the port and reads the keys; a mistake in either is an error now.
+    pub async fn open(http: &HttpSettings) -> Result<Self, ApiError> {
+        let authenticator = Arc::new(Authenticator::new(&http.auth)?);
+        Ok(Self { listener: Listener::api(http).await?, authenticator })
+    }
+
+    /// The bound port.
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+}
+
+/// Serves the API until cancelled; then finishes open requests within the configured time. It is on the list
+/// of loops from now on, and not ready before the queue was measured once.
+pub fn run(
     settings: Arc<Settings>,
     context: ContextApi,
+    entrance: Entrance,
     health: Arc<Health>,
     shutdown: CancellationToken,
+) -> impl Future<Output = Result<(), ApiError>> + Send {
+    let heartbeat = health.register("api");
+    serve(settings, context, entrance, health, heartbeat, shutdown)
+}
+
+async fn serve(
+    settings: Arc<Settings>,
+    context: ContextApi,
+    Entrance { listener, authenticator }: Entrance,
+    health: Arc<Health>,
+    heartbeat: Heartbeat,
+    shutdown: CancellationToken,
 ) -> Result<(), ApiError> {
-    let http = &settings.http;
-    let authenticator = Arc::new(Authenticator::new(&http.auth)?);
-    if !http.listen.ip().is_loopback() && !authenticator.is_configured() {
-        let setting = "http.listen (HTTP_LISTEN)";
-        return Err(ApiError::OpenWithoutAuthentication { listen: http.listen, setting });
-    }
-    let tls = tls(http).await?;
     let ContextApi { names, routes, refusals, others } = context;
     // The pollers never wait behind reads for a connection.
     let background = Database::new(&settings.database, &DatabaseRole::Reader)?;
@@ -94,7 +119,7 @@ pub async fn run(
     // Also when this future is dropped: the drainer's thread hears of nothing else.
     let _end_of_helpers = helpers.clone().drop_guard();
     let tasks = [
-        tokio::spawn(sampler.run(health.register("api"), helpers.clone())),
+        tokio::spawn(sampler.run(heartbeat, helpers.clone())),
         tokio::spawn(api.outcomes.clone().run(
             background.clone(),
             api.names.events(),
@@ -104,9 +129,8 @@ pub async fn run(
         tokio::spawn(api.checkpoints.clone().run(background, health.register("api checkpoints"), helpers.clone())),
         tokio::spawn(keep_draining(api.clone(), health.register("api overflow"), helpers.clone())),
     ];
-    let router = router(api.clone(), routes, others, refusals, authenticator);
-    let wait = Duration::from_millis(http.shutdown_wait_ms);
-    let served = serve(router, ("api", http.listen), tls, wait, |_| {}, shutdown).await;
+    let router = router(api.clone(), routes, others, refusals, authenticator, listener.hosts.clone());
+    let served = listener.serve(router, shutdown).await;
     helpers.cancel();
     for task in tasks {
         if let Err(error) = task.await {
@@ -139,12 +163,13 @@ fn router(
     others: Router,
     refusals: &'static [Kind],
     authenticator: Arc<Authenticator>,
+    hosts: Option<Arc<[String]>>,
 ) -> Router {
     let http = api.settings.http.clone();
     let open = Arc::new(Semaphore::new(http.concurrent_requests_max.min(Semaphore::MAX_PERMITS)));
     let timeout = Duration::from_millis(http.request_timeout_ms);
     let (routes, document) = openapi::with_documents(routes, refusals, authenticator.is_configured());
-    routes
+    let router = routes
         .with_state(api)
         .merge(document)
         .merge(others)
@@ -159,8 +184,8 @@ fn router(
         .layer(CatchPanicLayer::custom(|_panic: Box<dyn std::any::Any + Send>| {
             tracing::error!(correlation_id = correlation::current(), "a request panicked");
             Problem::new(INTERNAL_ERROR, "the request failed; the log tells why").into_response()
-        }))
-        .layer(from_fn(correlation::layer))
+        }));
+    browser::with_hosts(router, hosts).layer(from_fn(correlation::layer))
 }
 
 async fn bound_concurrency(State(open): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
@@ -205,46 +230,4 @@ async fn keep_draining(api: Arc<Api>, heartbeat: Heartbeat, shutdown: Cancellati
             () = tokio::time::sleep(DRAINER_RESTART_WAIT) => {}
         }
     }
-}
-
-async fn tls(http: &HttpSettings) -> Result<Option<RustlsConfig>, ApiError> {
-    let (certificate, key) = match (&http.tls_certificate_file, &http.tls_key_file) {
-        (None, None) => return Ok(None),
-        (Some(certificate), Some(key)) => (certificate, key),
-        _ => return Err(ApiError::Tls("certificate and key go together".into())),
-    };
-    // Another provider may be installed already; ours is then not needed.
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let config = RustlsConfig::from_pem_file(certificate, key).await;
-    config.map(Some).map_err(|error| ApiError::Tls(error.to_string()))
-}
-
-/// Serves `router` on `listen`, as `name` in the log, until cancelled, then lets open requests finish within `wait`.
-pub(super) async fn serve(
-    router: Router,
-    (name, listen): (&'static str, SocketAddr),
-    tls: Option<RustlsConfig>,
-    wait: Duration,
-    on_bound: impl FnOnce(SocketAddr),
-    shutdown: CancellationToken,
-) -> Result<(), ApiError> {
-    let error = |source| ApiError::Listen { listen, source };
-    let listener = std::net::TcpListener::bind(listen).map_err(error)?;
-    listener.set_nonblocking(true).map_err(error)?;
-    let bound = listener.local_addr().map_err(error)?;
-    on_bound(bound);
-    tracing::info!(address = %bound, tls = tls.is_some(), "{name} listens");
-    let handle = Handle::new();
-    let stopper = handle.clone();
-    let stop = tokio::spawn(async move {
-        shutdown.cancelled().await;
-        stopper.graceful_shutdown(Some(wait));
-    });
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let served = match tls {
-        Some(tls) => axum_server::from_tcp_rustls(listener, tls).map_err(error)?.handle(handle).serve(service).await,
-        None => axum_server::from_tcp(listener).map_err(error)?.handle(handle).serve(service).await,
-    };
-    stop.abort();
-    served.map_err(error)
 }

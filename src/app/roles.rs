@@ -10,12 +10,12 @@ use tokio::sync::Notify;
 
 use super::lifecycle::Lifecycle;
 use super::{install, maintenance};
-use crate::api::{self, ContextApi};
+use crate::api::{self, ContextApi, Listener};
 use crate::avro;
 use crate::health::{Health, Patience};
 use crate::orders::{self, OrdersContext};
 use crate::presence::Identity;
-use crate::settings::{HttpSettings, Settings};
+use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole};
 use crate::{kafka, presence, processor, projection, relay};
 
@@ -77,6 +77,12 @@ pub fn parse(names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
 /// waiting for a poll.
 pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let settings = Arc::new(settings.clone());
+    // Both ports before any loop: one that is taken ends the start while no group knows of us.
+    let mut entrance = match roles.contains(&Role::Api) {
+        true => Some(api::Entrance::open(&settings.http).await?),
+        false => None,
+    };
+    let admin = Listener::admin(&settings.http, entrance.as_ref().map(api::Entrance::listener))?;
     let names = install::orders_topics(&settings);
     let codec = install::orders_codec(&settings).await?;
     let wake = Arc::new(Notify::new());
@@ -85,7 +91,7 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
         unready_after: Duration::from_millis(settings.http.unready_after_ms),
         pending_max: Duration::from_millis(settings.http.claim_pending_max_ms),
     });
-    start_admin(&settings, &health, lifecycle)?;
+    start_admin(admin, &health, lifecycle)?;
     let who = Identity::new(roles.iter().map(Role::to_string).collect());
     lifecycle.spawn("presence", presence::run(settings.clone(), health.clone(), who, lifecycle.shutdown()));
     let (beat, asked) = (health.register("kafka"), names.events());
@@ -119,23 +125,20 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
                     refusals: orders::routes::REFUSALS,
                     others: avro::registry_routes(reader),
                 };
-                lifecycle.spawn("api", api::run(settings, context, health, shutdown));
+                if let Some(entrance) = entrance.take() {
+                    lifecycle.spawn("api", api::run(settings, context, entrance, health, shutdown));
+                }
             }
         }
     }
     Ok(())
 }
 
-/// The admin listener of this process. Several processes of one machine share the default address
-/// by giving way: the first has it, the others take a free port and say which.
-fn start_admin(settings: &Arc<Settings>, health: &Arc<Health>, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let mut settings = settings.clone();
-    let default = HttpSettings::default().admin_listen;
-    if settings.http.admin_listen == default && std::net::TcpListener::bind(default).is_err() {
-        Arc::make_mut(&mut settings).http.admin_listen.set_port(0);
-    }
+/// The admin port of this process, which tells of every loop.
+fn start_admin(listener: Listener, health: &Arc<Health>, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let metrics = api::install_metrics()?;
+    health.admin_listens(listener.address());
     let (stopping, shutdown) = (lifecycle.stopping(), lifecycle.shutdown());
-    lifecycle.spawn("admin", api::admin::run(settings, health.clone(), metrics, stopping, shutdown));
+    lifecycle.spawn("admin", api::admin::run(listener, health.clone(), metrics, stopping, shutdown));
     Ok(())
 }

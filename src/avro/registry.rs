@@ -73,6 +73,9 @@ pub enum RegistryError {
     /// 40403.
     #[error("Schema {0} not found")]
     SchemaNotFound(String),
+    /// 400: a text that PostgreSQL cannot hold.
+    #[error("The request names U+0000, which is in no subject")]
+    InvalidText,
     /// 404: a path that nothing is under.
     #[error("HTTP 404 Not Found")]
     NoPath,
@@ -110,7 +113,7 @@ impl RegistryError {
             Self::SchemaNotFound(_) => 40403,
             Self::NoPath => 404,
             Self::NoMethod => 405,
-            Self::InvalidBody(_) => 400,
+            Self::InvalidBody(_) | Self::InvalidText => 400,
             Self::InvalidSchema(_) => 42201,
             Self::InvalidVersion(_) => 42202,
             Self::ReadOnly => 42205,
@@ -170,16 +173,15 @@ pub async fn of_context(
     Ok(rows.iter().map(one).collect())
 }
 
-/// A text that PostgreSQL takes; it knows no NUL, and so no subject has one.
+/// A text that PostgreSQL takes.
 fn checked(subject: &str) -> Result<&str, RegistryError> {
-    if subject.contains('\0') { Err(RegistryError::SubjectNotFound(subject.to_owned())) } else { Ok(subject) }
+    if subject.contains('\0') { Err(RegistryError::InvalidText) } else { Ok(subject) }
 }
 
 /// All subjects that begin with `prefix`, by name.
 pub async fn subjects(client: &impl GenericClient, prefix: &str) -> Result<Vec<String>, RegistryError> {
-    let Ok(prefix) = checked(prefix) else { return Ok(Vec::new()) };
     let statement = "select distinct subject from throughline.schemas where starts_with(subject, $1) order by 1";
-    let rows = client.query(statement, &[&prefix]).await?;
+    let rows = client.query(statement, &[&checked(prefix)?]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 

@@ -210,7 +210,11 @@ pub async fn check(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<
                         spec.partitions
                     ),
                 }),
-                Some(_) => present.push(spec),
+                Some(topic) => {
+                    let replicas = topic.partitions().iter().map(|one| (one.id(), one.replicas().len()));
+                    mismatches.extend(too_few_replicas(spec, replicas));
+                    present.push(spec);
+                }
             }
         }
     }
@@ -239,6 +243,20 @@ pub async fn check(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<
         }
     }
     Ok(mismatches)
+}
+
+/// Fewer copies than asked for are what a lost disk would tell of too late. More harm nobody.
+fn too_few_replicas(spec: &TopicSpec, found: impl Iterator<Item = (i32, usize)>) -> Option<Mismatch> {
+    let wanted = usize::try_from(spec.replication).unwrap_or(1);
+    let mut few: Vec<(i32, usize)> = found.filter(|(_, copies)| *copies < wanted).collect();
+    few.sort_unstable();
+    let least = few.iter().map(|(_, copies)| *copies).min()?;
+    let partitions = few.iter().map(|(partition, _)| partition.to_string()).collect::<Vec<_>>().join(", ");
+    let problem = format!(
+        "has {least} of {wanted} replicas on partition(s) {partitions}. Add them with Kafka's own \
+         kafka-reassign-partitions tool, or set topics.replication to what there is"
+    );
+    Some(Mismatch { topic: spec.name.clone(), problem })
 }
 
 /// A topic that takes larger records than ours harms nobody.
@@ -286,6 +304,17 @@ mod tests {
         assert!(fits(MAX_MESSAGE_BYTES, "8388608", "1048588"));
         assert!(!fits(MAX_MESSAGE_BYTES, "100000", "1048588"));
         assert!(!fits("retention.ms", "8388608", "1048588"));
+    }
+
+    #[test]
+    fn fewer_replicas_than_asked_for_are_told_and_more_are_fine() {
+        let settings = TopicSettings { replication: 3, ..TopicSettings::default() };
+        let spec = &specs(&TopicNames::new("orders", &settings), &settings)[0];
+        let told = |found: &[(i32, usize)]| too_few_replicas(spec, found.iter().copied()).map(|found| found.problem);
+        assert_eq!(told(&[(0, 3), (1, 4), (2, 5)]), None);
+        let few = told(&[(2, 1), (0, 3), (1, 2)]).unwrap();
+        assert!(few.starts_with("has 1 of 3 replicas on partition(s) 1, 2. "), "{few}");
+        assert!(few.contains("kafka-reassign-partitions") && few.contains("topics.replication"), "{few}");
     }
 
     #[test]

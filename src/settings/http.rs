@@ -109,6 +109,24 @@ pub struct HttpSettings {
     pub tls_key_file: Option<PathBuf>,
     /// Largest request body, bytes.
     pub body_bytes_max: usize,
+    /// Connections to the API open at once, at most; fewer where the limit of open files is low. At the
+    /// limit the one that has been quiet for longest makes room for a newcomer.
+    pub connections_max: usize,
+    /// Connections to the admin port open at once, at most; these are kept back for it.
+    pub admin_connections_max: usize,
+    /// Open files that neither port takes: they stay with Kafka, PostgreSQL and the program itself.
+    pub descriptors_reserved: usize,
+    /// A new connection has sent a whole request head within this, a TLS handshake included, and one in
+    /// use that has begun the next, milliseconds.
+    pub head_timeout_ms: u64,
+    /// A connection without a request is closed after this, milliseconds. Longer than a balancer in front
+    /// keeps idle connections.
+    pub idle_timeout_ms: u64,
+    /// A request's body has come whole within this, milliseconds.
+    pub body_timeout_ms: u64,
+    /// Names of this server that a request may be addressed to while nobody is asked who they are, beside
+    /// `localhost` and loopback addresses.
+    pub allowed_hosts: Vec<String>,
     /// Requests handled at once, at most.
     pub concurrent_requests_max: usize,
     /// A request is answered within this, milliseconds.
@@ -123,6 +141,8 @@ pub struct HttpSettings {
     pub poll_min_ms: u64,
     /// Longest wait between two looks, while somebody waits, milliseconds.
     pub poll_max_ms: u64,
+    /// A command that Kafka has not acknowledged within this is answered 503, milliseconds.
+    pub produce_wait_ms: u64,
     /// Wait of the command producer for a batch to fill, milliseconds.
     pub produce_linger_ms: u32,
     /// Open event streams, at most.
@@ -158,6 +178,13 @@ impl Default for HttpSettings {
             tls_certificate_file: None,
             tls_key_file: None,
             body_bytes_max: 256 * 1024,
+            connections_max: 10_000,
+            admin_connections_max: 256,
+            descriptors_reserved: 512,
+            head_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
+            body_timeout_ms: 10_000,
+            allowed_hosts: Vec::new(),
             concurrent_requests_max: 1_024,
             request_timeout_ms: 30_000,
             sync_wait_ms: 5_000,
@@ -165,6 +192,7 @@ impl Default for HttpSettings {
             sync_waiters_max: 10_000,
             poll_min_ms: 2,
             poll_max_ms: 20,
+            produce_wait_ms: 5_000,
             produce_linger_ms: 1,
             event_streams_max: 256,
             event_stream_poll_ms: 250,

@@ -94,7 +94,7 @@ impl LoadedSettings {
             match key.strip_prefix("kafka.librdkafka.") {
                 // Option names hold dots, which the builder would take for nesting.
                 Some(option) => librdkafka.push((option.to_owned(), value)),
-                None if key.ends_with("lane_weights") || key.ends_with("jwt_algorithms") => {
+                None if ["lane_weights", "jwt_algorithms", "allowed_hosts"].iter().any(|list| key.ends_with(list)) => {
                     let list: Vec<String> = value.split(',').map(|item| item.trim().to_owned()).collect();
                     builder = builder.set_override(&key, list).map_err(invalid)?;
                 }

@@ -68,6 +68,13 @@ const RANGES: &[(&str, i64, i64)] = &[
     ("projection.rebuild_workers", 1, 1_024),
     ("projection.keep_previous_hours", 0, 876_000),
     ("http.body_bytes_max", 1, RECORD),
+    ("http.connections_max", 1, COUNT),
+    // A prober, a scraper and a person, each with a connection to spare.
+    ("http.admin_connections_max", 4, COUNT),
+    ("http.descriptors_reserved", 0, COUNT),
+    ("http.head_timeout_ms", 100, MS),
+    ("http.idle_timeout_ms", 100, MS),
+    ("http.body_timeout_ms", 100, MS),
     ("http.concurrent_requests_max", 1, COUNT),
     // Half a second of it is kept for the answer; 0 would be no limit to Kafka's client.
     ("http.request_timeout_ms", 600, MS),
@@ -76,6 +83,8 @@ const RANGES: &[(&str, i64, i64)] = &[
     ("http.sync_waiters_max", 0, COUNT),
     ("http.poll_min_ms", 0, 60_000),
     ("http.poll_max_ms", 0, 60_000),
+    // Kafka's client looks at what is overdue once a second.
+    ("http.produce_wait_ms", 1_000, MS),
     ("http.produce_linger_ms", 0, 60_000),
     ("http.event_streams_max", 0, COUNT),
     ("http.event_stream_poll_ms", 0, MS),

@@ -51,6 +51,7 @@ const LOCK: i64 = 0x7468_726f_7567_686c;
 /// A database that holds a step this program does not know (it is newer), or one whose text
 /// differs, is left alone and explained.
 pub async fn apply(client: &mut Client) -> Result<Vec<&'static str>, StoreError> {
+    check_encoding(client).await?;
     for role in ROLES {
         roles::ensure(client, role, None).await?;
     }
@@ -128,8 +129,25 @@ pub async fn missing(client: &Client) -> Result<Vec<&'static Migration>, StoreEr
     Ok(missing)
 }
 
-/// Fails unless every step is applied, and says what to run.
+/// Texts of events and commands are Unicode: a database of another encoding would refuse some of them, or
+/// (SQL_ASCII) keep whatever bytes it is given.
+async fn check_encoding(client: &Client) -> Result<(), StoreError> {
+    let statement = "select datname, pg_encoding_to_char(encoding) from pg_database where datname = current_database()";
+    let row = client.query_one(statement, &[]).await.map_err(StoreError::at("read the database's encoding"))?;
+    let (database, encoding): (String, String) = (row.get(0), row.get(1));
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    Err(StoreError::Schema(format!(
+        "the database {database} has the encoding {encoding}, and texts are kept in UTF8 only. An encoding is fixed at \
+         creation: `create database {database} encoding 'UTF8' template template0`, under another name where this one \
+         is in use, and point DATABASE_URL at it."
+    )))
+}
+
+/// Fails unless the encoding fits and every step is applied, and says what to run.
 pub async fn check(client: &Client) -> Result<(), StoreError> {
+    check_encoding(client).await?;
     let missing = missing(client).await?;
     if missing.is_empty() {
         return Ok(());

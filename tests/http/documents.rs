@@ -106,6 +106,27 @@ async fn keys_open_what_they_are_for_and_the_principal_goes_with_the_command() {
     assert_eq!(with("tk_viewer_secret-viewer", false).await.status, 200);
     with("tk_viewer_secret-viewer", true).await.is_problem(403, "FORBIDDEN");
     assert_eq!(with("tk_shop_secret-shop", true).await.status, 201);
+    // The registry's stock clients send Basic: the key in two parts, or whole as the password of anybody.
+    let basic = async |path: &str, user: &str, password: &str| {
+        Answer::of(server.get(path).basic_auth(user, Some(password)).send().await.unwrap()).await
+    };
+    for path in ["/subjects", "/schemas/types", "/config", "/mode"] {
+        assert_eq!(basic(path, "viewer", "secret-viewer").await.status, 200, "{path}");
+        assert_eq!(basic(path, "anybody", "tk_viewer_secret-viewer").await.status, 200, "{path}");
+        let refused = basic(path, "viewer", "secret-shop").await;
+        refused.is_problem(401, "UNAUTHENTICATED");
+        assert!(refused.header("www-authenticate").starts_with("Basic realm=\"throughline\""), "{refused:?}");
+        assert!(refused.header("www-authenticate").ends_with(", Bearer"), "{refused:?}");
+    }
+    let elsewhere = basic("/api/orders", "viewer", "secret-viewer").await;
+    elsewhere.is_problem(401, "UNAUTHENTICATED");
+    assert_eq!(elsewhere.header("www-authenticate"), "Bearer", "browsers send Basic unasked");
+    // Who is asked for may call us whatever they like.
+    let named = server.get("/openapi.json").header("Host", "shop.example").send().await.unwrap();
+    assert_eq!(named.status(), 200);
+    let probed =
+        server.client.get(format!("{}/livez", server.admin)).header("Host", "shop.example").send().await.unwrap();
+    assert_eq!(probed.status(), 421, "nobody is asked on the admin port");
     let row = harness.client().await.query_one("select principal from throughline.events", &[]).await.unwrap();
     assert_eq!(row.get::<_, Option<String>>(0).as_deref(), Some("key:shop"));
     server.stop().await;
@@ -135,8 +156,7 @@ async fn nobody_listens_beyond_loopback_unasked() {
     settings.http.admin_listen = free_address();
     let lifecycle = throughline::app::lifecycle::Lifecycle::embedded();
     let roles = throughline::app::roles::parse(&["api".to_owned()]).unwrap();
-    throughline::app::roles::start(&roles, &settings, &lifecycle).await.unwrap();
-    let error = format!("{:#}", lifecycle.run().await.unwrap_err());
+    let error = throughline::app::roles::start(&roles, &settings, &lifecycle).await.unwrap_err().to_string();
     assert!(error.contains("no authentication is configured"), "{error}");
 }
 

@@ -5,9 +5,12 @@ mod harness;
 
 mod admission;
 mod commands;
+mod connections;
 mod documents;
 mod health;
+mod hostile;
 mod ids;
 mod queries;
 mod server;
+mod start;
 mod tokens;

@@ -7,6 +7,7 @@ mod api_kill;
 mod backpressure;
 mod burst;
 mod chaos;
+mod descriptors;
 mod events_cli;
 mod ids_cli;
 mod malformed;

@@ -77,6 +77,55 @@ async fn port_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn topic_with_fewer_replicas() {
+    let harness = Harness::new("replicas").await;
+    let asked = |arguments: &[&str]| {
+        let mut command = command(&harness, arguments);
+        command.env("THROUGHLINE__TOPICS__REPLICATION", "2");
+        command
+    };
+    let found = ended(&mut asked(&["topics", "check"])).await;
+    assert_eq!(found.code, 3, "{}", found.stderr);
+    for word in ["orders-events has 1 of 2 replicas on partition(s) 0, 1, 2, 3, 4, 5", "kafka-reassign-partitions"] {
+        assert!(found.stderr.contains(word), "`{word}` is not in: {}", found.stderr);
+    }
+    assert_helpful(&ended(&mut asked(&["run", "relay"])).await, &["has 1 of 2 replicas", "topics.replication"]);
+    let as_made = ended(&mut command(&harness, &["topics", "check"])).await;
+    assert_eq!(as_made.code, 0, "{}", as_made.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn database_of_another_encoding() {
+    let harness = Harness::bare("encodings").await;
+    let client = harness.client().await;
+    for (encoding, apply_at_start) in [("SQL_ASCII", "true"), ("LATIN1", "false"), ("EUC_JP", "true")] {
+        let name = format!("encoded_{}_{}", encoding.to_lowercase(), uuid::Uuid::new_v4().simple());
+        let create = format!("create database {name} encoding '{encoding}' locale 'C' template template0");
+        client.batch_execute(&create).await.expect("create a database");
+        let url = on_database(harness.settings.database.url.expose(), &name);
+        let words = [&*name, encoding, "encoding 'UTF8' template template0", "DATABASE_URL"];
+        let asked = |arguments: &[&str]| {
+            let mut command = command(&harness, arguments);
+            command.env("DATABASE_URL", &url).env("THROUGHLINE__DATABASE__APPLY_AT_START", apply_at_start);
+            command
+        };
+        assert_helpful(&ended(&mut asked(&["db", "apply"])).await, &words);
+        assert_helpful(&ended(&mut asked(&["run", "relay"])).await, &words);
+        let check = ended(&mut asked(&["db", "check"])).await;
+        assert_eq!(check.code, 3, "{}", check.stderr);
+        assert!(words.iter().all(|word| check.stderr.contains(word)), "{}", check.stderr);
+        // Nothing was left behind.
+        let mut settings = harness.settings.database.clone();
+        settings.url = url.as_str().into();
+        let role = throughline::store::DatabaseRole::Owner;
+        let refused = throughline::store::connect::connect(&settings, &role).await.expect("connect");
+        let left = "select count(*) from pg_namespace where nspname = 'throughline'";
+        assert_eq!(refused.query_one(left, &[]).await.expect("a count").get::<_, i64>(0), 0);
+        client.batch_execute(&format!("drop database {name} with (force)")).await.expect("drop the database");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn topic_with_other_partitions() {
     let harness = Harness::new("partitions").await;
     let mut run = command(&harness, &["run", "processor"]);

@@ -182,9 +182,10 @@ async fn livez(bed: &Bed) -> (String, CancellationToken) {
     settings.http.admin_listen =
         std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address");
     let admin = format!("http://{}/livez?verbose", settings.http.admin_listen);
+    let listener = throughline::api::Listener::admin(&settings.http, None).expect("the port is free");
     let shutdown = CancellationToken::new();
     let (stop, metrics) = (shutdown.clone(), install_metrics().expect("a recorder"));
-    tokio::spawn(admin::run(Arc::new(settings), bed.health.clone(), metrics, stop.clone(), stop));
+    tokio::spawn(admin::run(listener, bed.health.clone(), metrics, stop.clone(), stop));
     (admin, shutdown)
 }
 

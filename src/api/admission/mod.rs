@@ -24,7 +24,7 @@ use queue::{Queue, Spill};
 pub use sampler::{Sampler, SamplerError};
 
 use super::lane::Lane;
-use super::problem::{Problem, QUEUE_FULL};
+use super::problem::{Problem, QUEUE_FULL, STARTING};
 use crate::engine::destination_partition;
 use crate::settings::{AdmissionPolicy, HttpSettings, Settings};
 
@@ -204,14 +204,15 @@ impl Admission {
             (queue.depth(), queue.seconds_until(self.limits[lane.index()].commands_max, self.retry_after_max_s))
         };
         let (reason, detail, seconds) = match full {
-            Full::NotSampled => ("starting", "the queue was not measured yet".to_owned(), 1),
+            Full::NotSampled => ("starting", "how many commands wait was not measured yet".to_owned(), 1),
             Full::Bytes => ("bytes", "too many bytes are on their way to Kafka".to_owned(), 1),
             Full::Commands => ("commands", format!("{depth} commands of lane {} wait", lane.name()), seconds),
             Full::Overflow => ("overflow", "the overflow topic is full, too".to_owned(), seconds),
         };
         let labels = [("lane", lane.name()), ("reason", reason)];
         metrics::counter!("throughline_admission_rejected_total", &labels).increment(1);
-        Problem::new(QUEUE_FULL, detail).retry_after(seconds)
+        let kind = if full == Full::NotSampled { STARTING } else { QUEUE_FULL };
+        Problem::new(kind, detail).retry_after(seconds)
     }
 
     /// The queues as they stand, for metrics and checks.

@@ -89,7 +89,8 @@ struct Overflowed {
     headers: OwnedHeaders,
 }
 
-/// Drains until cancelled. Blocks its thread, and beats at every turn.
+/// Drains until cancelled. Blocks its thread, and beats at every turn. A producer that failed for good ends
+/// with the drainer: the next one has its own.
 pub fn drain(
     settings: &Settings,
     names: &TopicNames,
@@ -97,30 +98,39 @@ pub fn drain(
     heartbeat: Heartbeat,
     shutdown: CancellationToken,
 ) -> Result<(), OverflowError> {
-    let mut config = client::consumer(&settings.kafka, &names.overflow_group(), "");
-    // A group that never committed starts at the first command there is.
-    config.set("auto.offset.reset", "earliest");
-    let consumer = client::inquirer_of(&config)?;
-    consumer.subscribe(&[&names.overflow()]).map_err(KafkaError::at("subscribe to overflow"))?;
-    let acknowledgements = Arc::new(Acknowledgements::default());
-    let producer = client::producer(&settings.kafka, settings.http.produce_linger_ms)
-        .create_with_context(Counting(acknowledgements.clone()))
-        .map_err(|error| KafkaError::Settings(error.to_string()))?;
-    let mut drainer = Drainer {
-        admission,
-        lanes: names.lanes(),
-        consumer,
-        producer,
-        acknowledgements,
-        batch_max: settings.http.admission.overflow_batch_max.max(1),
-        acknowledged_within: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms) * 3),
-        heartbeat,
-        shutdown,
-    };
-    drainer.run()
+    Drainer::open(settings, names, admission, heartbeat, shutdown)?.run()
 }
 
 impl Drainer {
+    fn open(
+        settings: &Settings,
+        names: &TopicNames,
+        admission: Arc<Admission>,
+        heartbeat: Heartbeat,
+        shutdown: CancellationToken,
+    ) -> Result<Self, OverflowError> {
+        let mut config = client::consumer(&settings.kafka, &names.overflow_group(), "");
+        // A group that never committed starts at the first command there is.
+        config.set("auto.offset.reset", "earliest");
+        let consumer = client::inquirer_of(&config)?;
+        consumer.subscribe(&[&names.overflow()]).map_err(KafkaError::at("subscribe to overflow"))?;
+        let acknowledgements = Arc::new(Acknowledgements::default());
+        let producer = client::producer(&settings.kafka, settings.http.produce_linger_ms)
+            .create_with_context(Counting(acknowledgements.clone()))
+            .map_err(|error| KafkaError::Settings(error.to_string()))?;
+        Ok(Self {
+            admission,
+            lanes: names.lanes(),
+            consumer,
+            producer,
+            acknowledgements,
+            batch_max: settings.http.admission.overflow_batch_max.max(1),
+            acknowledged_within: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms) * 3),
+            heartbeat,
+            shutdown,
+        })
+    }
+
     fn run(&mut self) -> Result<(), OverflowError> {
         while !self.shutdown.is_cancelled() {
             self.heartbeat.ready();
@@ -268,5 +278,39 @@ fn detach(message: &BorrowedMessage<'_>) -> Overflowed {
         key: message.key().unwrap_or_default().to_vec(),
         value: message.payload().unwrap_or_default().to_vec(),
         headers,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::producer::Producer as _;
+    use rdkafka::types::RDKafkaRespErr;
+
+    use super::*;
+    use crate::health::Health;
+
+    #[test]
+    fn a_producer_that_failed_for_good_ends_the_drainer_and_the_next_one_moves_what_it_could_not() {
+        let mut settings = Settings::default();
+        settings.kafka.librdkafka.insert("test.mock.num.brokers".into(), "1".into());
+        let names = TopicNames::new("orders", &settings.topics);
+        let open = || {
+            let heartbeat = Health::new(Duration::from_secs(60)).register("drainer");
+            Drainer::open(&settings, &names, Admission::measured(&settings), heartbeat, CancellationToken::new())
+        };
+        let lane = Lane::Normal;
+        let (key, value, headers) = (b"k".to_vec(), b"v".to_vec(), OwnedHeaders::new());
+        let piece = [Overflowed { partition: 0, offset: 0, lane, key, value, headers }];
+        let drainer = open().unwrap();
+        drainer.produce(&piece).unwrap();
+        let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        // SAFETY: the client outlives the call, and the text is constant.
+        unsafe {
+            let client = drainer.producer.client().native_ptr();
+            rdkafka::bindings::rd_kafka_test_fatal_error(client, error, c"made by a test".as_ptr())
+        };
+        let refused = drainer.produce(&piece).unwrap_err();
+        assert!(matches!(refused, OverflowError::NotAcknowledged { failed: 1 }), "{refused}");
+        open().unwrap().produce(&piece).unwrap();
     }
 }

@@ -8,9 +8,16 @@ fn admission(policy: AdmissionPolicy, commands_max: u64) -> Arc<Admission> {
     settings.http.admission.queue_commands_max = commands_max;
     settings.http.admission.wait_ms = 50;
     settings.http.admission.in_flight_bytes_max = 1_000;
-    let admission = Admission::new(&settings);
-    admission.lock().sampled = true;
-    admission
+    Admission::measured(&settings)
+}
+
+impl Admission {
+    /// An admission that has measured its queues, and found them empty.
+    pub(in crate::api) fn measured(settings: &Settings) -> Arc<Self> {
+        let admission = Self::new(settings);
+        admission.lock().sampled = true;
+        admission
+    }
 }
 
 async fn admit(admission: &Arc<Admission>, stream: u128) -> Result<Permit, Problem> {
@@ -94,7 +101,7 @@ async fn bytes_in_flight_are_bounded_whatever_the_policy() {
 async fn nothing_is_accepted_before_the_first_sample() {
     let admission = admission(AdmissionPolicy::Reject, 10);
     admission.lock().sampled = false;
-    assert_eq!(admit(&admission, 1).await.unwrap_err().code(), "QUEUE_FULL");
+    assert_eq!(admit(&admission, 1).await.unwrap_err().code(), "STARTING");
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use super::file::Watched;
@@ -42,6 +44,14 @@ impl ApiKeys {
         let equal = equal_in_constant_time(&given, &expected);
         key.filter(|_| equal).map(|key| Caller::known(format!("key:{id}"), key.scopes.clone()))
     }
+}
+
+/// The key in `base64(user:password)`, as stock clients of a registry send it: user = the key's id and
+/// password = its secret, or the whole key as password of any user.
+pub(super) fn of_basic(credential: &str) -> Option<String> {
+    let decoded = STANDARD.decode(credential).ok()?;
+    let (user, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+    Some(if password.starts_with(PREFIX) { password.to_owned() } else { format!("{PREFIX}{user}_{password}") })
 }
 
 fn equal_in_constant_time(a: &[u8; 32], b: &[u8; 32]) -> bool {
@@ -108,6 +118,22 @@ mod tests {
         for wrong in ["tk_shop_s2", "tk_ops_s_1", "tk_nobody_s_1", "tk_shop_", "tk_shop", "shop_s_1", "tk__", ""] {
             assert!(keys.check(wrong).is_none(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_key_comes_as_user_and_password_in_two_ways() {
+        let of = |text: &str| of_basic(&STANDARD.encode(text));
+        assert_eq!(of("shop:s_1:x").as_deref(), Some("tk_shop_s_1:x"));
+        assert_eq!(of("anybody:tk_shop_s_1").as_deref(), Some("tk_shop_s_1"));
+        assert_eq!(of(":tk_shop_s_1").as_deref(), Some("tk_shop_s_1"));
+        assert_eq!(of("no colon"), None);
+        assert_eq!(of_basic(&STANDARD.encode(b"a:\xff")), None);
+        assert_eq!(of_basic("!"), None);
+        let file = TestFile::new(&line("shop", "s_1", "read"));
+        let keys = ApiKeys::open(&file.0).unwrap();
+        let may = |text: &str| of(text).is_some_and(|key| keys.check(&key).is_some());
+        assert!(may("shop:s_1") && may("x:tk_shop_s_1"));
+        assert!(!may("shop:s") && !may(":s_1") && !may("shop:") && !may("shop:tk_shop_s"));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
@@ -72,6 +74,7 @@ impl Tokens {
 
     fn verify(&self, token: &str) -> Result<Caller, String> {
         let header = decode_header(token).map_err(|error| error.to_string())?;
+        understood(token)?;
         if !self.validation.algorithms.contains(&header.alg) {
             return Err(format!("algorithm {:?} is not on the list", header.alg));
         }
@@ -99,6 +102,20 @@ impl Tokens {
         }
         let scopes = claims.scope.split_whitespace().filter_map(Scope::from_name).collect();
         Ok(Caller::known(format!("jwt:{}", claims.sub), scopes))
+    }
+}
+
+/// RFC 7515, 4.1.11: a token that names extensions which must be understood is refused, for none is here.
+/// So is one whose payload is not encoded (`b64`, RFC 7797). Keys that a token brings along or points to
+/// (`jwk`, `jku`, `x5c`, `x5u`) are never looked at: ours are in the file.
+fn understood(token: &str) -> Result<(), String> {
+    let head = token.split('.').next().unwrap_or_default();
+    let head = URL_SAFE_NO_PAD.decode(head).map_err(|error| error.to_string())?;
+    let head: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&head).map_err(|error| error.to_string())?;
+    match ["crit", "b64"].iter().find(|name| head.contains_key(**name)) {
+        Some(name) => Err(format!("the header has `{name}`, and no extension is understood here")),
+        None => Ok(()),
     }
 }
 
@@ -176,6 +193,43 @@ mod tests {
             claims[claim] = value.clone();
             assert!(tokens.check(&signed(&claims)).is_none(), "{claim} = {value}");
         }
+    }
+
+    #[test]
+    fn what_must_be_understood_and_is_not_is_refused_and_other_oddities_change_nothing() {
+        let (tokens, _file) = tokens(&["EdDSA"]).unwrap();
+        // Signed over a header of any shape.
+        let with = |header: &str| {
+            let message = [header, &claims().to_string()].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+            let key = EncodingKey::from_ed_der(&PRIVATE_PKCS8);
+            format!("{message}.{}", jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::EdDSA).unwrap())
+        };
+        let header = |more: &str| with(&format!(r#"{{"alg":"EdDSA","kid":"one"{more}}}"#));
+        for refused in [
+            r#","crit":["exp"]"#,
+            r#","crit":["urn:example:unknown"],"urn:example:unknown":true"#,
+            r#","crit":[]"#,
+            r#","crit":"exp""#,
+            r#","crit":null"#,
+            r#","crit":["b64"],"b64":false"#,
+            r#","b64":false"#,
+            r#","b64":true"#,
+        ] {
+            assert!(tokens.check(&header(refused)).is_none(), "{refused}");
+        }
+        for ignored in [
+            "",
+            r#","typ":"at+jwt""#,
+            r#","jku":"https://evil.example/keys","x5u":"https://evil.example/chain""#,
+            r#","zip":"DEF""#,
+            r#","unknown":{"crit":["x"]}"#,
+        ] {
+            assert!(tokens.check(&header(ignored)).is_some(), "{ignored}");
+        }
+        // A key that the token brings along does not become one of ours.
+        let jwk = format!(r#","jwk":{{"kty":"OKP","crv":"Ed25519","x":"{PUBLIC_X}"}}"#);
+        let own = with(&format!(r#"{{"alg":"EdDSA","kid":"two"{jwk}}}"#));
+        assert!(tokens.check(&own).is_none());
     }
 
     #[test]

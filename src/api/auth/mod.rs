@@ -7,6 +7,7 @@ mod api_keys;
 mod file;
 mod jwt;
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -106,15 +107,23 @@ impl Authenticator {
         self.api_keys.is_some() || self.tokens.is_some()
     }
 
-    /// Who sent these headers.
-    pub fn authenticate(&self, headers: &HeaderMap, address: Option<SocketAddr>) -> Result<Caller, Problem> {
+    /// Who sent these headers, to `path`.
+    pub fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        path: &str,
+        address: Option<SocketAddr>,
+    ) -> Result<Caller, Problem> {
         if !self.is_configured() {
             return Ok(Caller::anonymous(address));
         }
-        let credential = credential(headers).ok_or_else(|| unauthenticated("no credentials were sent"))?;
+        let basic = is_registry(path);
+        let unauthenticated = |detail| unauthenticated(detail, basic);
+        let credential = credential(headers, basic).ok_or_else(|| unauthenticated("no credentials were sent"))?;
         if credential.len() > CREDENTIAL_BYTES_MAX {
             return Err(unauthenticated("the credentials are too long"));
         }
+        let credential = &*credential;
         let caller = match (&self.api_keys, &self.tokens) {
             (Some(keys), _) if credential.starts_with(api_keys::PREFIX) => keys.check(credential),
             (_, Some(tokens)) => tokens.check(credential),
@@ -125,18 +134,24 @@ impl Authenticator {
     }
 }
 
-/// `Authorization: Bearer …` or `X-API-Key: …`.
-fn credential(headers: &HeaderMap) -> Option<&str> {
-    if let Some(value) = headers.get(AUTHORIZATION) {
-        let (scheme, credential) = value.to_str().ok()?.split_once(' ')?;
-        return scheme.eq_ignore_ascii_case("bearer").then(|| credential.trim());
+/// `Authorization: Bearer …` or `X-API-Key: …`, and where `basic` is taken `Authorization: Basic …`.
+fn credential(headers: &HeaderMap, basic: bool) -> Option<Cow<'_, str>> {
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return headers.get("x-api-key")?.to_str().ok().map(|key| key.trim().into());
+    };
+    let (scheme, credential) = value.to_str().ok()?.split_once(' ')?;
+    match scheme.to_ascii_lowercase().as_str() {
+        "bearer" => Some(credential.trim().into()),
+        "basic" if basic && credential.len() <= CREDENTIAL_BYTES_MAX => {
+            api_keys::of_basic(credential.trim()).map(Into::into)
+        }
+        _ => None,
     }
-    headers.get("x-api-key")?.to_str().ok().map(str::trim)
 }
 
-fn unauthenticated(detail: &str) -> Problem {
+fn unauthenticated(detail: &str, basic: bool) -> Problem {
     metrics::counter!("throughline_http_unauthenticated_total").increment(1);
-    Problem::new(UNAUTHENTICATED, detail).challenge()
+    Problem::new(UNAUTHENTICATED, detail).challenge(basic)
 }
 
 /// Layer: puts the [`Caller`] into the request, or answers 401 or 403.
@@ -146,7 +161,7 @@ pub async fn layer(State(authenticator): State<Arc<Authenticator>>, mut request:
         return next.run(request).await;
     }
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-    let caller = match authenticator.authenticate(request.headers(), address) {
+    let caller = match authenticator.authenticate(request.headers(), path, address) {
         Ok(caller) => caller,
         Err(problem) => return problem.into_response(),
     };
@@ -163,6 +178,12 @@ fn reads(method: &Method, path: &str) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) || path.starts_with("/subjects/")
 }
 
+/// The registry's stock clients know Basic authentication alone. Elsewhere it is not taken: browsers send it
+/// along by themselves, for whichever page asks.
+fn is_registry(path: &str) -> bool {
+    ["subjects", "schemas", "config", "mode", "compatibility"].contains(&path.split('/').nth(1).unwrap_or_default())
+}
+
 /// Documents about the API are for everybody.
 fn is_public(path: &str) -> bool {
     path == "/openapi.json" || path == "/docs" || path.starts_with("/docs/") || path.starts_with("/problems/")
@@ -176,17 +197,23 @@ mod tests {
     fn credentials_come_in_two_headers() {
         let header =
             |name: &'static str, value: &str| HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
-        assert_eq!(credential(&header("authorization", "Bearer abc")), Some("abc"));
-        assert_eq!(credential(&header("authorization", "bearer  abc ")), Some("abc"));
-        assert_eq!(credential(&header("authorization", "Basic abc")), None);
-        assert_eq!(credential(&header("x-api-key", "abc")), Some("abc"));
-        assert_eq!(credential(&HeaderMap::new()), None);
+        for basic in [false, true] {
+            let credential = |headers: HeaderMap| credential(&headers, basic).map(Cow::into_owned);
+            assert_eq!(credential(header("authorization", "Bearer abc")).as_deref(), Some("abc"));
+            assert_eq!(credential(header("authorization", "bearer  abc ")).as_deref(), Some("abc"));
+            assert_eq!(credential(header("authorization", "Basic abc")), None);
+            assert_eq!(credential(header("x-api-key", "abc")).as_deref(), Some("abc"));
+            assert_eq!(credential(HeaderMap::new()), None);
+            // shop:s_1
+            let key = credential(header("authorization", "Basic c2hvcDpzXzE="));
+            assert_eq!(key.as_deref(), basic.then_some("tk_shop_s_1"));
+        }
     }
 
     #[test]
     fn nobody_is_asked_without_configuration_and_addresses_keep_callers_apart() {
         let open = Authenticator::new(&AuthSettings::default()).unwrap();
-        let caller = open.authenticate(&HeaderMap::new(), Some("127.0.0.1:5".parse().unwrap())).unwrap();
+        let caller = open.authenticate(&HeaderMap::new(), "/", Some("127.0.0.1:5".parse().unwrap())).unwrap();
         assert_eq!((caller.id.as_str(), &caller.principal), ("anonymous@127.0.0.1", &None));
         assert!(caller.may(Scope::CommandsWrite));
     }
@@ -196,6 +223,12 @@ mod tests {
         let reader = Caller::known("key:r".into(), vec![Scope::Read]);
         assert!(reader.may(Scope::Read) && !reader.may(Scope::CommandsWrite) && !reader.may(Scope::Admin));
         assert!(Caller::known("key:a".into(), vec![Scope::Admin]).may(Scope::CommandsWrite));
+    }
+
+    #[test]
+    fn the_registry_alone_takes_basic() {
+        assert!(["/subjects", "/schemas/ids/1", "/config", "/mode/x", "/compatibility/y"].into_iter().all(is_registry));
+        assert!(!["/api/orders", "/subjectsx", "/api/subjects", "/", "", "//subjects"].into_iter().any(is_registry));
     }
 
     #[test]

@@ -30,7 +30,8 @@ pub fn decode(list: &str, cursor: &str) -> Result<Vec<String>, Problem> {
     let bytes = bytes.filter(|bytes| bytes.len() > CHECK_BYTES).ok_or_else(invalid)?;
     let text = std::str::from_utf8(&bytes[CHECK_BYTES..]).map_err(|_| invalid())?;
     let fields: Vec<String> = text.split('\n').map(str::to_owned).collect();
-    if check(list, &fields) != bytes[..CHECK_BYTES] {
+    // Whoever reads this can make the check up: what the fields hold is for the list to judge.
+    if check(list, &fields) != bytes[..CHECK_BYTES] || encode(list, &fields) != cursor {
         return Err(invalid());
     }
     Ok(fields)
@@ -58,7 +59,9 @@ mod tests {
         let good = encode("l", &["a".into()]);
         let mut changed = good.clone();
         changed.replace_range(good.len() - 1.., if good.ends_with('0') { "1" } else { "0" });
-        for bad in ["", "zz", "0", "00000000", "é", &changed, &"00".repeat(600)] {
+        let signed = format!("+{}", &encode("l", &["\u{1}".into()])[1..]);
+        let upper = encode("l", &["z".into()]).to_uppercase();
+        for bad in ["", "zz", "0", "00000000", "é", &changed, &signed, &upper, &"00".repeat(600)] {
             assert_eq!(decode("l", bad).unwrap_err().status().as_u16(), 400, "{bad}");
         }
     }

@@ -18,6 +18,7 @@ use super::cursor;
 use crate::api::problem::INVALID_REQUEST;
 use crate::api::{Api, Problem, QueryOf, ReadHeaders};
 use crate::engine::ids::{IdFault, parse_uuid};
+use crate::orders::domain::Currency;
 
 const PROJECTION: &str = "daily-sales";
 const LIMIT_DEFAULT: u32 = 1_000;
@@ -138,8 +139,9 @@ fn product(text: &str) -> Result<Uuid, Problem> {
 fn read_cursor(list: &str, text: &str) -> Result<(Date, Uuid, String), Problem> {
     let fields = cursor::decode(list, text)?;
     let place = match fields.as_slice() {
-        [day, product, currency] => {
-            day.parse().ok().zip(Uuid::try_parse(product).ok()).map(|(day, product)| (day, product, currency.clone()))
+        [at, product, currency] if Currency::from_code(currency).is_some() => {
+            let at = day("cursor", Some(at))?;
+            at.zip(Uuid::try_parse(product).ok()).map(|(at, product)| (at, product, currency.clone()))
         }
         _ => None,
     };

@@ -42,6 +42,11 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(daily_sales::daily_sales))
 }
 
+/// Whether a time is of the years that PostgreSQL and people know alike: from the year 1 on.
+fn is_of_our_era(at: jiff::Timestamp) -> bool {
+    at.as_second() >= -62_135_596_800
+}
+
 macro_rules! refusals {
     ($($code:ident: $title:literal, $remedy:literal;)*) => {
         &[$(Kind { code: stringify!($code), status: StatusCode::CONFLICT, title: $title, remedy: $remedy }),*]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{ETAG, IF_NONE_MATCH};
+use axum::http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
@@ -117,6 +117,8 @@ fn answer(order: OrderDetails, headers: &HeaderMap) -> Response {
     });
     let mut response = if known { StatusCode::NOT_MODIFIED.into_response() } else { Json(order).into_response() };
     put(&mut response, ETAG, &tag);
+    // Kept by who asked, and asked again with the tag.
+    put(&mut response, CACHE_CONTROL, "private, no-cache");
     response
 }
 

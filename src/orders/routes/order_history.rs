@@ -15,6 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::answers::put;
+use super::is_of_our_era;
 use crate::api::problem::{INTERNAL_ERROR, INVALID_REQUEST, NOT_FOUND};
 use crate::api::{Api, Id, PathOf, Problem, ProblemBody, QueryOf, Read, ReadHeaders};
 use crate::engine::{Aggregate, BoundedContext, destination_partition};
@@ -117,8 +118,7 @@ pub async fn order_history(
 
 fn moment(text: &str) -> Result<Timestamp, Problem> {
     let invalid = || Problem::new(INVALID_REQUEST, "atTime: must be a time such as 2026-01-31T12:00:00Z");
-    // PostgreSQL's years are more than people's: only those that both know.
-    text.parse::<Timestamp>().ok().filter(|at| at.as_second() >= -62_135_596_800).ok_or_else(invalid)
+    text.parse::<Timestamp>().ok().filter(|at| is_of_our_era(*at)).ok_or_else(invalid)
 }
 
 /// Events of an order after version `after`, up to a version, a time, and a number. Up to a time is all before the

@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::amount::amount_text;
-use super::cursor;
+use super::{cursor, is_of_our_era};
 use crate::api::problem::INVALID_REQUEST;
 use crate::api::{Api, Problem, QueryOf, ReadHeaders};
 
@@ -190,6 +190,7 @@ fn read_cursor(list: &str, text: &str) -> Result<(Timestamp, Uuid), Problem> {
             .parse()
             .ok()
             .and_then(|micros| Timestamp::from_microsecond(micros).ok())
+            .filter(|at| is_of_our_era(*at))
             .zip(Uuid::try_parse(id).ok()),
         _ => None,
     };
