@@ -13,8 +13,10 @@ mod panics;
 mod poller;
 mod rebalance;
 pub mod record;
+pub mod shares;
 pub mod topic_id;
 pub mod topics;
+pub mod watermarks;
 
 pub use consumer::{Consumer, ConsumerOptions, PartitionOwner};
 pub use mailbox::{Batch, Claim, Mailbox};

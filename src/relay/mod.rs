@@ -44,7 +44,12 @@
 //! store that was set back, a topic that refuses us, a watermark that was moved by hand beyond what Kafka
 //! has. It looks again, also at the watermark, every `relay.halt_retry_ms`. Without a broker or a database
 //! it waits and tries again for ever.
+//!
+//! A partition that Kafka does not answer for stands alone: what it may hold of the producer's room is
+//! bounded so that the others always find some ([`crate::kafka::shares`]), its tail is read on its own
+//! ([`align`]), and after `relay.silence_ms` it is told as standing until it is acknowledged again.
 
+mod align;
 pub mod lease;
 mod page;
 mod partition;
@@ -99,7 +104,7 @@ pub async fn run(
     // Ends with this future, so that a relay that is gone renews nothing.
     let keep = leases.clone().keep(settings.clone(), health.register("relay leases"), stop_keeping.clone());
     let mut keeper = AbortOnDropHandle::new(tokio::spawn(keep));
-    let stream = stream::Stream::new(settings, leases, wake, health.register("relay"));
+    let stream = stream::Stream::new(settings, leases, wake, (health.register("relay"), health.partitions("relay")));
     let stop = shutdown.child_token();
     let _ends_with_us = stop.clone().drop_guard();
     let mut publishing = tokio::task::spawn_blocking(move || on_this_thread(stream, stop));

@@ -93,11 +93,12 @@ impl Stream {
 
     /// Releases what is more than our share and drained.
     pub(super) fn hand_back(&mut self) {
-        let leases = self.leases.clone();
+        let (leases, told) = (self.leases.clone(), self.told.clone());
         self.partitions.retain(|key, ours| {
             let done = ours.hand_back && ours.is_drained();
             if done {
                 leases.release(*key);
+                told.gone(&ours.target.topic, key.partition);
             }
             !done
         });

@@ -53,6 +53,7 @@ const RANGES: &[(&str, i64, i64)] = &[
     ("relay.poll_max_ms", 0, 60_000),
     ("relay.linger_ms", 0, 60_000),
     ("relay.halt_retry_ms", 10, MS),
+    ("relay.silence_ms", 100, MS),
     ("projection.batch_events_max", 1, COUNT),
     ("projection.batch_bytes_max", 1, BYTES),
     ("projection.linger_ms", 0, 60_000),
