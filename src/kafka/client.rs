@@ -2,11 +2,30 @@
 
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::{ClientConfig, ClientContext};
 
 use super::KafkaError;
 use crate::settings::KafkaSettings;
+
+/// The callbacks of a client that only asks: who waits for the answer tells what is wrong, and once, where
+/// the client would at each try.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, message, "kafka client");
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka client");
+    }
+}
+
+impl ConsumerContext for Quiet {}
 
 /// What every client shares.
 pub fn base(settings: &KafkaSettings) -> ClientConfig {
@@ -46,6 +65,8 @@ pub fn consumer(settings: &KafkaSettings, group: &str, instance_id: &str) -> Cli
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "error")
+        // Partitions that are added to a topic, and brokers that took over, are noticed within seconds.
+        .set("topic.metadata.refresh.interval.ms", "5000")
         .set("isolation.level", "read_committed")
         .set("queued.max.messages.kbytes", settings.prefetch_kbytes_max.to_string())
         .set("fetch.queue.backoff.ms", "10")

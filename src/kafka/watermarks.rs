@@ -11,6 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::client::Quiet;
 use super::{KafkaError, TopicPartition};
 
 /// A broker's id, as Kafka names leaders.
@@ -24,7 +25,7 @@ pub struct Leaders {
 
 impl Leaders {
     /// Looks them up; any broker answers.
-    pub fn look_up(consumer: &BaseConsumer, topics: &[&str], wait: Duration) -> Result<Self, KafkaError> {
+    pub fn look_up(consumer: &BaseConsumer<Quiet>, topics: &[&str], wait: Duration) -> Result<Self, KafkaError> {
         let mut found = Self::default();
         for name in topics {
             let metadata = consumer.fetch_metadata(Some(name), wait).map_err(KafkaError::at("look up leaders"))?;
@@ -87,7 +88,7 @@ impl Leaders {
 /// # Errors
 /// The leader does not answer; what it says of a single partition is in that one's place.
 pub fn of_one_leader(
-    consumer: &BaseConsumer,
+    consumer: &BaseConsumer<Quiet>,
     places: &[TopicPartition],
     wait: Duration,
 ) -> Result<Vec<Result<(i64, i64), KafkaError>>, KafkaError> {

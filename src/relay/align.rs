@@ -16,10 +16,12 @@ use super::partition::{Alarm, State, start_after};
 use super::stream::Stream;
 use super::tail::{self, Tail, TailRequest};
 use crate::kafka::KafkaError;
+use crate::kafka::client::Quiet;
 use crate::kafka::watermarks::BrokerId;
 
-/// A tail that could not be read is asked for again after this long.
-const TAIL_RETRY: Duration = Duration::from_millis(250);
+/// A tail that could not be read is asked for again after this long, and after twice as long each time up to
+/// the second.
+const TAIL_RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// The look-ups under way: one for leaders, and one at each leader.
 #[derive(Default)]
@@ -30,7 +32,7 @@ pub(super) struct Alignment {
 
 /// A partition under the epoch of the moment.
 type Held = (PartitionKey, i64);
-type Leaders = Result<(BaseConsumer, Vec<Result<BrokerId, KafkaError>>), KafkaError>;
+type Leaders = Result<(BaseConsumer<Quiet>, Vec<Result<BrokerId, KafkaError>>), KafkaError>;
 
 struct Look {
     held: Vec<Held>,
@@ -182,10 +184,12 @@ impl Stream {
         else {
             return;
         };
-        ours.state = State::Unaligned { from: Instant::now() + TAIL_RETRY };
+        let wait = error.map_or(TAIL_RETRY.0, |_| ours.tail_retry.clamp(TAIL_RETRY.0, TAIL_RETRY.1));
+        ours.state = State::Unaligned { from: Instant::now() + wait };
         if let Some(error) = error {
             tracing::debug!(target = %ours.target, %error, "Kafka's tail cannot be read; tried again");
             ours.unread = Some(error.to_string());
+            ours.tail_retry = wait * 2;
         }
     }
 }

@@ -35,6 +35,8 @@ struct Page {
     alarms: Vec<(PartitionKey, Alarm)>,
     /// When it first had to wait for room.
     full_since: Option<Instant>,
+    /// The partition that there was no room for: it has more than it was asked for.
+    cut: Option<PartitionKey>,
 }
 
 impl Page {
@@ -99,7 +101,7 @@ impl Stream {
             let (rows, bytes) = page.of(asked.key);
             backlog |= rows >= asked.rows;
             if let Some(ours) = self.partitions.get_mut(&asked.key) {
-                ours.learn(rows as u64, bytes, rows >= asked.rows);
+                ours.learn(rows as u64, bytes, rows >= asked.rows || page.cut == Some(asked.key));
             }
         }
         taken?;
@@ -155,6 +157,7 @@ impl Stream {
             let key = row.key();
             let look = page.rows.is_multiple_of(LEASE_CHECK_ROWS) || self.is_full(key, &row);
             if look && !self.has_room_for(key, &row, &mut page.full_since).await {
+                page.cut = Some(key);
                 return Ok(());
             }
             page.count(key, &row);

@@ -60,8 +60,9 @@ pub struct Partition {
     pub bytes_allowed: u64,
     /// When Kafka was last heard of it, or was not waited for, and the last acknowledgement then.
     heard: (Instant, i64),
-    /// Why its tail could not be read.
+    /// Why its tail could not be read, and when it is read again.
     pub unread: Option<String>,
+    pub tail_retry: Duration,
     /// The broker found a batch too large: the culprit is sought.
     pub search: Option<Search>,
     /// The alarm that was raised, and the record it is about.
@@ -113,6 +114,7 @@ impl Partition {
             bytes_allowed: 0,
             heard: (Instant::now(), lease.published),
             unread: None,
+            tail_retry: Duration::ZERO,
             search: None,
             alarm: None,
             alarm_noted: false,
@@ -239,7 +241,7 @@ impl Partition {
         self.start = after;
         self.sent = after;
         self.acknowledged = Acknowledged::new(start);
-        self.unread = None;
+        (self.unread, self.tail_retry) = (None, Duration::ZERO);
         self.state = State::Streaming;
     }
 

@@ -11,6 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
+use crate::kafka::client::Quiet;
 use crate::kafka::watermarks::{self, BrokerId, Leaders};
 use crate::kafka::{KafkaError, Record, TopicPartition, client, headers};
 use crate::settings::KafkaSettings;
@@ -47,7 +48,7 @@ const POLL_WAIT: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// Kafka's settings do not fit.
-pub fn client_of(settings: &KafkaSettings) -> Result<BaseConsumer, KafkaError> {
+pub fn client_of(settings: &KafkaSettings) -> Result<BaseConsumer<Quiet>, KafkaError> {
     let mut config = client::base(settings);
     config
         // The client insists on a group; with a manual assignment nothing joins it.
@@ -58,7 +59,7 @@ pub fn client_of(settings: &KafkaSettings) -> Result<BaseConsumer, KafkaError> {
         .set("auto.offset.reset", "error")
         .set("fetch.wait.max.ms", "20");
     let config = client::pass_through(config, settings, |name| name != "group.id");
-    config.create().map_err(|error| KafkaError::Settings(error.to_string()))
+    config.create_with_context(Quiet).map_err(|error| KafkaError::Settings(error.to_string()))
 }
 
 fn wait(settings: &KafkaSettings) -> Duration {
@@ -72,7 +73,7 @@ fn wait(settings: &KafkaSettings) -> Duration {
 pub fn leaders(
     settings: &KafkaSettings,
     targets: &[TopicPartition],
-) -> Result<(BaseConsumer, Vec<Result<BrokerId, KafkaError>>), KafkaError> {
+) -> Result<(BaseConsumer<Quiet>, Vec<Result<BrokerId, KafkaError>>), KafkaError> {
     let consumer = client_of(settings)?;
     let topics: BTreeSet<&str> = targets.iter().map(|target| &*target.topic).collect();
     let topics: Vec<&str> = topics.into_iter().collect();
@@ -109,7 +110,7 @@ pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Re
 
 /// The tails of `requests`, in their order, all led by one broker: they wait for it together.
 pub fn read_of_leader(
-    consumer: &BaseConsumer,
+    consumer: &BaseConsumer<Quiet>,
     settings: &KafkaSettings,
     requests: &[TailRequest],
 ) -> Vec<Result<Tail, KafkaError>> {
@@ -146,7 +147,7 @@ pub fn read_of_leader(
 /// Reads the offsets `[from, to)` of each partition that has a window, and puts the highest
 /// sequence number found in its place.
 fn read_windows(
-    consumer: &BaseConsumer,
+    consumer: &BaseConsumer<Quiet>,
     requests: &[TailRequest],
     windows: &[Option<(i64, i64)>],
     tails: &mut [Result<Tail, KafkaError>],

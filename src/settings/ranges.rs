@@ -95,6 +95,7 @@ const RANGES: &[(&str, i64, i64)] = &[
     ("http.admission.overflow_batch_max", 1, COUNT),
     ("http.admission.sample_ms", 0, 60_000),
     ("http.admission.retry_after_max_s", 0, 86_400),
+    ("dev.kafka_brokers", 1, 9),
     ("dev.kafka_heap_mib", 64, 1 << 20),
     ("dev.start_timeout_ms", 1, MS),
     ("dev.stop_timeout_ms", 0, MS),
