@@ -75,7 +75,7 @@ pub fn parse(names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
 /// A processor and a relay of one process share a wake-up: what was appended is published without
 /// waiting for a poll.
 pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let settings = Arc::new(settings.clone());
+    let settings = Arc::new(install::with_stored_partitions(settings).await?);
     let names = install::orders_topics(&settings);
     let codec = install::orders_codec(&settings).await?;
     let wake = Arc::new(Notify::new());

@@ -30,6 +30,10 @@ pub enum State {
     },
 }
 
+/// Of a partition that Kafka does not answer for.
+const SILENCE_CURE: &str = "Look whether its leader runs (`kafka-topics --describe --unavailable-partitions`) and \
+                            min.insync.replicas is met; it goes on by itself";
+
 /// Records of the first batch of a search; an eighth after each refusal, down to one.
 const SEARCH_ROWS: i64 = 512;
 /// Records behind the refused one that are sent in small batches: as many as one batch of the client
@@ -161,11 +165,11 @@ impl Partition {
         let seconds = longest.as_secs_f64();
         let next = self.acknowledged.seq() + 1;
         if self.state == State::Streaming {
-            let text = format!("seq {next} was not acknowledged for {seconds} s: Kafka does not answer for it.");
+            let text = format!("seq {next} was not acknowledged for {seconds} s. {SILENCE_CURE}");
             return Alarm { text, seq: Some(next) };
         }
         let reason = self.unread.as_deref().unwrap_or("no answer so far");
-        Alarm { text: format!("its end could not be read for {seconds} s ({reason})."), seq: None }
+        Alarm { text: format!("its end could not be read for {seconds} s ({reason}). {SILENCE_CURE}"), seq: None }
     }
 
     pub fn has_unmarked(&self) -> bool {

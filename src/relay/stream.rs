@@ -19,9 +19,6 @@ use super::reader::Reader;
 use crate::health::{Heartbeat, Partitions};
 use crate::settings::Settings;
 
-/// Nothing that we could do by ourselves.
-const SILENCE_CURE: &str = "It goes on by itself once Kafka answers for it: look whether its leader runs \
-                            (kafka-topics --describe --unavailable-partitions) and min.insync.replicas is met.";
 /// First and longest wait after a failure of the database or the producer.
 pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -223,13 +220,13 @@ impl Stream {
         let retry = Duration::from_millis(self.settings.relay.halt_retry_ms);
         ours.state = State::Halted { until: Instant::now() + retry };
         if ours.alarm.as_ref() != Some(&alarm) {
-            self.raise(key, alarm, None);
+            self.raise(key, alarm);
         }
     }
 
-    fn raise(&mut self, key: PartitionKey, alarm: Alarm, cure: Option<&str>) {
+    fn raise(&mut self, key: PartitionKey, alarm: Alarm) {
         let Some(ours) = self.partitions.get_mut(&key) else { return };
-        self.told.standing(&ours.target.topic, key.partition, &alarm.text, cure);
+        self.told.standing(&ours.target.topic, key.partition, &alarm.text, None);
         set_halted(ours, true);
         (ours.alarm, ours.alarm_noted) = (Some(alarm), false);
     }
@@ -243,7 +240,7 @@ impl Stream {
         };
         let silent: Vec<_> = self.partitions.iter_mut().filter_map(silent).collect();
         for (key, alarm) in silent {
-            self.raise(key, alarm, Some(SILENCE_CURE));
+            self.raise(key, alarm);
         }
     }
 
