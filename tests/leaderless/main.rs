@@ -2,11 +2,14 @@
 //!
 //! Brokers of this program's own, one after the other through its tests; PostgreSQL is the shared one.
 
+mod api;
 #[path = "../harness/mod.rs"]
 mod harness;
 #[path = "../outbox/mod.rs"]
 mod outbox;
 mod relay;
+#[path = "../http/server.rs"]
+mod server;
 
 use std::path::Path;
 use std::time::Duration;

@@ -210,6 +210,14 @@ impl Admission {
         queue.moved.accepted_total += delivered;
     }
 
+    /// Whether a command of this partition of overflow can be moved to its lane: topics that have as many
+    /// partitions hold an order in the same one, and of others nothing is known beforehand.
+    fn is_led(&self, lane: Lane, partition: i32) -> bool {
+        let state = self.lock();
+        let parts = &state.lanes[lane.index()].parts;
+        parts.len() != state.spills.len() || parts.get(partition as usize).is_none_or(|part| !part.is_leaderless)
+    }
+
     /// Overflow was moved up to these offsets, by partition.
     fn drained(&self, ends: &std::collections::BTreeMap<i32, i64>) {
         let mut state = self.lock();

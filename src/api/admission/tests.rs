@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn admission(policy: AdmissionPolicy, commands_max: u64) -> Arc<Admission> {
+fn measured(policy: AdmissionPolicy, commands_max: u64) -> Arc<Admission> {
     let mut settings = Settings::default();
     settings.http.admission.policy = policy;
     settings.http.admission.queue_commands_max = commands_max;
@@ -10,7 +10,12 @@ fn admission(policy: AdmissionPolicy, commands_max: u64) -> Arc<Admission> {
     settings.http.admission.in_flight_bytes_max = 1_000;
     let admission = Admission::new(&settings);
     admission.lock().sampled = true;
-    // Looks that find nothing.
+    admission
+}
+
+/// As [`measured`], with somebody who looks at overflow, and finds nothing.
+fn admission(policy: AdmissionPolicy, commands_max: u64) -> Arc<Admission> {
+    let admission = measured(policy, commands_max);
     let looked = admission.clone();
     tokio::spawn(async move {
         loop {
@@ -152,9 +157,13 @@ async fn what_is_on_its_way_stays_counted_when_topics_grow() {
 
 #[tokio::test]
 async fn where_nobody_can_tell_of_overflow_nothing_overtakes() {
-    let admission = admission(AdmissionPolicy::Overflow, 10);
-    assert!(admit(&admission, 1).await.is_ok());
-    // A look that another server's commands were found by.
+    let admission = measured(AdmissionPolicy::Overflow, 10);
+    // Nobody looks; then somebody looks in vain.
+    assert_eq!(admit(&admission, 1).await.unwrap_err().code(), "KAFKA_UNAVAILABLE");
+    let looked = admission.clone();
+    tokio::spawn(async move { looked.looks.serve(looked.looks.wanted().await + 1) });
+    assert_eq!(admit(&admission, 1).await.unwrap_err().code(), "KAFKA_UNAVAILABLE");
+    // What waits already is followed without a look.
     admission.lock().spills.iter_mut().for_each(|spill| spill.end = 1);
     assert!(matches!(admit(&admission, 1).await.unwrap().way(), Way::Overflow { .. }));
 }
