@@ -166,7 +166,7 @@ impl Handover {
     pub async fn hand_over(&self, permit: Permit, record: CommandRecord<'_>) -> Result<(), Problem> {
         let way = permit.way();
         let (lane, topic) = match way {
-            Way::Lane(lane) => (lane, self.names.lanes()[lane.index()].clone()),
+            Way::Lane { lane, .. } => (lane, self.names.lanes()[lane.index()].clone()),
             Way::Overflow { lane, .. } => (lane, self.names.overflow()),
         };
         let mut uuid = Uuid::encode_buffer();
@@ -175,8 +175,10 @@ impl Handover {
         let pending = Box::new(Pending { permit, sent_at: Instant::now(), answer });
         let mut message = BaseRecord::with_opaque_to(&topic, pending).key(key).payload(record.value);
         let mut headers = record_headers(&record);
-        if let Way::Overflow { partition, .. } = way {
-            message = message.partition(partition);
+        // Where the key leads to as well: the permit counts what is on its way to each partition.
+        let (Way::Lane { partition, .. } | Way::Overflow { partition, .. }) = way;
+        message = message.partition(partition);
+        if matches!(way, Way::Overflow { .. }) {
             headers = headers.insert(Header { key: LANE_HEADER, value: Some(lane.name()) });
         }
         if let Err(error) = self.send(message.headers(headers)) {
@@ -188,7 +190,7 @@ impl Handover {
             Ok(Err(_)) => return Err(self.unavailable(record.command_id, "the producer was closed")),
             Err(_) => return Err(self.unavailable(record.command_id, "Kafka's client told nothing in time")),
         }
-        let way = if matches!(way, Way::Lane(_)) { "lane" } else { "overflow" };
+        let way = if matches!(way, Way::Lane { .. }) { "lane" } else { "overflow" };
         metrics::counter!("throughline_admission_accepted_total", "lane" => lane.name(), "way" => way).increment(1);
         Ok(())
     }

@@ -114,7 +114,8 @@ async fn serve(
     // The pollers never wait behind reads for a connection.
     let background = Database::new(&settings.database, &DatabaseRole::Reader)?;
     let api = Arc::new(api(&settings, names, shutdown.clone())?);
-    let sampler = Sampler::new(&settings, &api.names, api.admission.clone(), background.clone())?;
+    let told = health.partitions("api");
+    let sampler = Sampler::new(&settings, &api.names, api.admission.clone(), background.clone(), told)?;
     let helpers = CancellationToken::new();
     // Also when this future is dropped: the drainer's thread hears of nothing else.
     let _end_of_helpers = helpers.clone().drop_guard();

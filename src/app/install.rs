@@ -11,7 +11,7 @@ use crate::kafka::topics::{self, TopicNames, TopicSpec};
 use crate::orders::{self, OrdersCodec};
 use crate::projection::{self, Installed};
 use crate::settings::Settings;
-use crate::store::{DatabaseRole, connect, destinations, migrate, partitions};
+use crate::store::{DatabaseRole, StoreError, connect, destinations, migrate, partitions};
 
 /// The reference context's topics.
 pub fn orders_topics(settings: &Settings) -> TopicNames {
@@ -23,6 +23,16 @@ pub fn topic_specs(settings: &Settings) -> Vec<TopicSpec> {
     topics::specs(&orders_topics(settings), &settings.topics)
 }
 
+/// The settings with the number of destinations that the store has: what an event's partition follows from,
+/// for ever, whatever is set and however many partitions the topics have by now.
+pub async fn with_stored_partitions(settings: &Settings) -> Result<Settings, StoreError> {
+    let mut settings = settings.clone();
+    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+    let stored = destinations::find(&client, &orders_topics(&settings).events()).await?;
+    settings.topics.event_partitions = stored.partitions;
+    Ok(settings)
+}
+
 /// Applies migrations, registers destination topics, schemas and read tables. Idempotent; safe when
 /// several processes do it at once. Returns what was applied.
 pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> {
@@ -31,7 +41,14 @@ pub async fn apply_database(settings: &Settings) -> anyhow::Result<Vec<String>> 
         migrate::apply(&mut client).await?.iter().map(|name| format!("migration {name}")).collect();
     let names = orders_topics(settings);
     for topic in [names.events(), names.results()] {
-        destinations::register(&mut client, &topic, settings.topics.event_partitions).await?;
+        let stored = destinations::register(&mut client, &topic, settings.topics.event_partitions).await?;
+        if stored.partitions != settings.topics.event_partitions {
+            applied.push(format!(
+                "nothing for topics.event_partitions = {}: the store has {} partitions of {topic}, for ever, and those \
+                 are used",
+                settings.topics.event_partitions, stored.partitions
+            ));
+        }
     }
     register_schemas(settings, &client).await?;
     for projection in orders::projections::all() {
@@ -69,12 +86,16 @@ pub async fn ready(settings: &Settings) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || client::check(&kafka)).await??;
     if settings.database.apply_at_start {
         apply_database(settings).await?;
-        topics::apply(&settings.kafka, &topic_specs(settings)).await?;
+        topics::apply(&settings.kafka, &topic_specs(&with_stored_partitions(settings).await?)).await?;
     } else {
         let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
         migrate::check(&client).await?;
     }
-    let mismatches = topics::check(&settings.kafka, &topic_specs(settings)).await?;
+    let found = topics::check(&settings.kafka, &topic_specs(&with_stored_partitions(settings).await?)).await?;
+    let (notes, mismatches): (Vec<_>, Vec<_>) = found.into_iter().partition(|mismatch| mismatch.is_note);
+    for note in notes {
+        tracing::warn!("topic {} {}", note.topic, note.problem);
+    }
     if let Some(mismatch) = mismatches.first() {
         bail!(
             "topic {} {}{}",

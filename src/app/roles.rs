@@ -76,7 +76,7 @@ pub fn parse(names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
 /// A processor and a relay of one process share a wake-up: what was appended is published without
 /// waiting for a poll.
 pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let settings = Arc::new(settings.clone());
+    let settings = Arc::new(install::with_stored_partitions(settings).await?);
     // Both ports before any loop: one that is taken ends the start while no group knows of us.
     let mut entrance = match roles.contains(&Role::Api) {
         true => Some(api::Entrance::open(&settings.http).await?),

@@ -15,9 +15,11 @@ mod poller;
 pub mod probe;
 mod rebalance;
 pub mod record;
+pub mod shares;
 pub mod topic_id;
 pub mod topics;
 pub mod voice;
+pub mod watermarks;
 
 pub use consumer::{Consumer, ConsumerOptions, PartitionOwner};
 pub use mailbox::{Batch, Claim, Mailbox};

@@ -1,5 +1,6 @@
 //! Topics: which there are, how they are shaped, created and checked.
 
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -66,7 +67,11 @@ impl TopicNames {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicSpec {
     pub name: String,
+    /// At least.
     pub partitions: i32,
+    /// Whether partitions beyond these are used: commands are read from all there are, where an event's
+    /// partition follows from the number that the store has.
+    pub grows: bool,
     pub replication: i32,
     pub config: Vec<(&'static str, String)>,
 }
@@ -102,6 +107,7 @@ pub fn specs(names: &TopicNames, settings: &TopicSettings) -> Vec<TopicSpec> {
         specs.push(TopicSpec {
             name,
             partitions: settings.command_partitions,
+            grows: true,
             replication: settings.replication,
             config,
         });
@@ -116,6 +122,7 @@ pub fn specs(names: &TopicNames, settings: &TopicSettings) -> Vec<TopicSpec> {
         specs.push(TopicSpec {
             name,
             partitions: settings.event_partitions,
+            grows: false,
             replication: settings.replication,
             config,
         });
@@ -129,6 +136,39 @@ pub struct Mismatch {
     pub topic: String,
     /// For people, with the next step.
     pub problem: String,
+    /// Told, and no hindrance.
+    pub is_note: bool,
+}
+
+impl Mismatch {
+    fn new(spec: &TopicSpec, problem: impl Into<String>) -> Self {
+        Self { topic: spec.name.clone(), problem: problem.into(), is_note: false }
+    }
+}
+
+/// What is to be said of a topic with so many partitions. A topic can grow and never shrink, so only fewer
+/// than wanted is wrong.
+fn judge_partitions(spec: &TopicSpec, found: i32) -> Option<Mismatch> {
+    let wanted = spec.partitions;
+    match found.cmp(&wanted) {
+        Ordering::Equal => None,
+        Ordering::Less => Some(Mismatch::new(
+            spec,
+            format!(
+                "has {found} partitions, {wanted} are needed; add them with Kafka's own tool: kafka-topics --alter --topic \
+                 {} --partitions {wanted}",
+                spec.name
+            ),
+        )),
+        Ordering::Greater => {
+            let use_of_them = match spec.grows {
+                true => "all of them are read; topics.command_partitions may follow",
+                false => "those beyond the store's number stay unused, since growth would re-hash keys",
+            };
+            let problem = format!("has {found} partitions, the settings and the store say {wanted}: {use_of_them}");
+            Some(Mismatch { is_note: true, ..Mismatch::new(spec, problem) })
+        }
+    }
 }
 
 /// Creates the topics that are missing. Returns their names. Existing ones are left as they are:
@@ -197,20 +237,9 @@ pub async fn check(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<
             let found =
                 metadata.topics().iter().find(|topic| topic.name() == spec.name && !topic.partitions().is_empty());
             match found {
-                None => mismatches.push(Mismatch {
-                    topic: spec.name.clone(),
-                    problem: "does not exist; run `throughline topics apply`".into(),
-                }),
-                Some(topic) if topic.partitions().len() as i32 != spec.partitions => mismatches.push(Mismatch {
-                    topic: spec.name.clone(),
-                    problem: format!(
-                        "has {} partitions, the settings say {}. A partition count is fixed at creation, since growth \
-                         re-hashes keys and breaks the order of streams: set it back, or start with new topics",
-                        topic.partitions().len(),
-                        spec.partitions
-                    ),
-                }),
+                None => mismatches.push(Mismatch::new(spec, "does not exist; run `throughline topics apply`")),
                 Some(topic) => {
+                    mismatches.extend(judge_partitions(spec, topic.partitions().len() as i32));
                     let replicas = topic.partitions().iter().map(|one| (one.id(), one.replicas().len()));
                     mismatches.extend(too_few_replicas(spec, replicas));
                     present.push(spec);
@@ -233,12 +262,9 @@ pub async fn check(settings: &KafkaSettings, specs: &[TopicSpec]) -> Result<Vec<
         for (key, wanted) in &spec.config {
             let found = config.get(key).and_then(|entry| entry.value.clone()).unwrap_or_default();
             if !fits(key, &found, wanted) {
-                mismatches.push(Mismatch {
-                    topic: spec.name.clone(),
-                    problem: format!(
-                        "has {key}={found}, wanted {wanted}; change it with Kafka's own kafka-configs tool"
-                    ),
-                });
+                let problem =
+                    format!("has {key}={found}, wanted {wanted}; change it with Kafka's own kafka-configs tool");
+                mismatches.push(Mismatch::new(spec, problem));
             }
         }
     }
@@ -256,7 +282,7 @@ fn too_few_replicas(spec: &TopicSpec, found: impl Iterator<Item = (i32, usize)>)
         "has {least} of {wanted} replicas on partition(s) {partitions}. Add them with Kafka's own \
          kafka-reassign-partitions tool, or set topics.replication to what there is"
     );
-    Some(Mismatch { topic: spec.name.clone(), problem })
+    Some(Mismatch::new(spec, problem))
 }
 
 /// A topic that takes larger records than ours harms nobody.
@@ -315,6 +341,18 @@ mod tests {
         let few = told(&[(2, 1), (0, 3), (1, 2)]).unwrap();
         assert!(few.starts_with("has 1 of 3 replicas on partition(s) 1, 2. "), "{few}");
         assert!(few.contains("kafka-reassign-partitions") && few.contains("topics.replication"), "{few}");
+    }
+
+    #[test]
+    fn only_fewer_partitions_than_needed_are_wrong() {
+        let settings = TopicSettings::default();
+        for spec in specs(&TopicNames::new("orders", &settings), &settings) {
+            assert_eq!(judge_partitions(&spec, 6), None);
+            let fewer = judge_partitions(&spec, 5).expect("too few");
+            assert!(!fewer.is_note && fewer.problem.contains("--partitions 6"), "{fewer:?}");
+            let more = judge_partitions(&spec, 9).expect("more");
+            assert_eq!((more.is_note, more.problem.contains("all of them are read")), (true, spec.grows), "{more:?}");
+        }
     }
 
     #[test]

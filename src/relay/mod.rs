@@ -44,7 +44,12 @@
 //! store that was set back, a topic that refuses us, a watermark that was moved by hand beyond what Kafka
 //! has. It looks again, also at the watermark, every `relay.halt_retry_ms`. Without a broker or a database
 //! it waits and tries again for ever.
+//!
+//! A partition that Kafka does not answer for stands alone: what it may hold of the producer's room is
+//! bounded so that the others always find some ([`crate::kafka::shares`]), its tail is read on its own
+//! ([`align`]), and after `relay.silence_ms` it is told as standing until it is acknowledged again.
 
+mod align;
 pub mod lease;
 mod page;
 mod partition;

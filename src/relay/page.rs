@@ -1,7 +1,7 @@
 //! One page: the rows that one look at the outbox brings, handed over as they arrive.
 //!
 //! PostgreSQL reads on while the producer takes what came, and waits where the producer is full: a page
-//! is never in memory as a whole. Reading does not nibble: while rows keep coming, the next look waits
+//! is never in memory as a whole. Each partition has its share of the producer's room. Reading does not nibble: while rows keep coming, the next look waits
 //! for `relay.linger_ms` unless a backlog filled the last one; an idle outbox is looked at when woken, or
 //! at a growing interval. PostgreSQL is authoritative; what is left of a page is read again.
 
@@ -13,11 +13,12 @@ use uuid::Uuid;
 
 use super::RelayError;
 use super::lease::PartitionKey;
-use super::partition::{Alarm, State};
+use super::partition::{Alarm, Partition, State};
 use super::publisher::{Handed, Outgoing, Publisher};
 use super::pump::ROOM_RETRY;
 use super::reader::{OutboxRow, ReadRequest, source_of};
 use super::stream::Stream;
+use crate::kafka::shares::Shares;
 use crate::store::StoreError;
 
 /// Records between two looks at the lease while a page is handed over.
@@ -28,56 +29,57 @@ const ROOM_WAIT: Duration = Duration::from_secs(1);
 /// What came of a page.
 #[derive(Default)]
 struct Page {
-    /// Rows that arrived, by partition, in the order of the requests.
-    counts: Vec<(PartitionKey, i64)>,
+    /// Rows that arrived and their bytes, by partition, in the order of the requests.
+    counts: Vec<(PartitionKey, i64, u64)>,
     rows: usize,
-    bytes: usize,
     alarms: Vec<(PartitionKey, Alarm)>,
     /// When it first had to wait for room.
     full_since: Option<Instant>,
+    /// The partition that there was no room for: it has more than it was asked for.
+    cut: Option<PartitionKey>,
 }
 
 impl Page {
     fn count(&mut self, key: PartitionKey, row: &OutboxRow) {
+        let bytes = row.value().len() as u64;
         match self.counts.last_mut() {
-            Some((last, count)) if *last == key => *count += 1,
-            _ => self.counts.push((key, 1)),
+            Some((last, rows, sum)) if *last == key => (*rows, *sum) = (*rows + 1, *sum + bytes),
+            _ => self.counts.push((key, 1, bytes)),
         }
         self.rows += 1;
-        self.bytes += row.value().len();
     }
 
-    /// Whether there was as much of a partition as was asked for: there is more.
-    fn shows_backlog(&self, requests: &[ReadRequest]) -> bool {
-        self.counts.iter().any(|(key, count)| requests.iter().any(|asked| asked.key == *key && asked.rows <= *count))
+    /// Rows and bytes of a partition.
+    fn of(&self, key: PartitionKey) -> (i64, u64) {
+        let found = self.counts.iter().find(|(of, ..)| *of == key);
+        found.map_or((0, 0), |(_, rows, bytes)| (*rows, *bytes))
     }
 }
 
 impl Stream {
-    /// What to read of each partition: its share of the room that is left in the producer.
-    pub(super) fn read_requests(&self) -> Vec<ReadRequest> {
-        let bounds = &self.settings.relay;
-        let (rows, bytes) =
-            self.publisher.as_ref().map_or((0, 0), |publisher| (publisher.in_flight(), publisher.in_flight_bytes()));
-        // Half at once or nothing: a little room is not worth a query.
-        if rows > bounds.in_flight_max / 2 || bytes > bounds.in_flight_bytes_max / 2 || !self.may_produce() {
+    /// What to read of each partition: its share of the producer's room. What others hold cannot fill it.
+    pub(super) fn read_requests(&mut self) -> Vec<ReadRequest> {
+        if !self.may_produce() {
             return Vec::new();
         }
-        let reading: Vec<_> = self
-            .partitions
-            .iter()
-            .filter(|(_, ours)| ours.state == State::Streaming && !ours.hand_back)
-            .filter(|(_, ours)| ours.rows_wanted(1).is_some())
-            .collect();
-        let room = (bounds.in_flight_max - rows).min((bounds.in_flight_bytes_max - bytes) / self.mean_bytes);
-        let share = (room / reading.len().max(1)).max(1) as i64;
-        reading
-            .iter()
-            .map(|(key, ours)| {
-                let rows = ours.rows_wanted(share.min(bounds.batch_rows_max)).unwrap_or(1);
-                ReadRequest { key: **key, after: ours.sent, rows }
-            })
-            .collect()
+        let bounds = &self.settings.relay;
+        let mut rows = Shares::new(bounds.in_flight_max as u64, self.partitions.len());
+        let mut bytes = Shares::new(bounds.in_flight_bytes_max as u64, self.partitions.len());
+        for ours in self.partitions.values() {
+            rows.moved(0, ours.in_flight());
+            bytes.moved(0, ours.acknowledged.in_flight_bytes());
+        }
+        let takers = self.partitions.values().filter(|ours| ours.backlog && ours.is_read()).count();
+        let batch_rows_max = bounds.batch_rows_max;
+        let request = |(key, ours): (&PartitionKey, &mut Partition)| {
+            if !ours.is_read() {
+                return None;
+            }
+            let rows = ours.share(&rows, &bytes, takers)?;
+            let rows = ours.rows_wanted(rows.min(batch_rows_max))?;
+            Some(ReadRequest { key: *key, after: ours.sent, rows })
+        };
+        self.partitions.iter_mut().filter_map(request).collect()
     }
 
     /// Hands a page over and says when to look again.
@@ -91,13 +93,19 @@ impl Stream {
         self.next_read = started;
         let taken = self.hand_over(&mut page, rows).await;
         metrics::histogram!("throughline_relay_batch_rows").record(page.rows as f64);
-        if let Some(mean_bytes) = page.bytes.checked_div(page.rows) {
+        if page.rows > 0 {
             crate::crash_point!("relay.after_produce");
-            // Up at once and down by halves: a page of large values is not followed by a huge one.
-            self.mean_bytes = mean_bytes.max(self.mean_bytes / 2).max(1);
+        }
+        let mut backlog = false;
+        for asked in requests {
+            let (rows, bytes) = page.of(asked.key);
+            backlog |= rows >= asked.rows;
+            if let Some(ours) = self.partitions.get_mut(&asked.key) {
+                ours.learn(rows as u64, bytes, rows >= asked.rows || page.cut == Some(asked.key));
+            }
         }
         taken?;
-        self.set_pace(started, page.rows, page.shows_backlog(requests));
+        self.set_pace(started, page.rows, backlog);
         for (key, alarm) in page.alarms {
             self.halt(key, alarm);
         }
@@ -146,11 +154,12 @@ impl Stream {
                 crate::crash_point!("relay.after_read");
                 self.begin_producing()?;
             }
-            let look = page.rows.is_multiple_of(LEASE_CHECK_ROWS) || self.is_full();
-            if look && !self.has_room_for_more(&mut page.full_since).await {
+            let key = row.key();
+            let look = page.rows.is_multiple_of(LEASE_CHECK_ROWS) || self.is_full(key, &row);
+            if look && !self.has_room_for(key, &row, &mut page.full_since).await {
+                page.cut = Some(key);
                 return Ok(());
             }
-            let key = row.key();
             page.count(key, &row);
             match self.hand_over_row(key, &row) {
                 Ok(Handed::Taken) => {}
@@ -167,9 +176,12 @@ impl Stream {
         }
     }
 
-    fn is_full(&self) -> bool {
-        let bytes = self.publisher.as_ref().map_or(0, Publisher::in_flight_bytes);
-        bytes >= self.settings.relay.in_flight_bytes_max
+    /// Whether the partition would hold more than its share. A record alone always goes.
+    fn is_full(&self, key: PartitionKey, row: &OutboxRow) -> bool {
+        self.partitions.get(&key).filter(|ours| ours.state == State::Streaming).is_some_and(|ours| {
+            let held = ours.acknowledged.in_flight_bytes();
+            held > 0 && held + row.value().len() as u64 > ours.bytes_allowed
+        })
     }
 
     fn begin_producing(&mut self) -> Result<(), RelayError> {
@@ -180,15 +192,15 @@ impl Stream {
         Ok(())
     }
 
-    /// Waits until the producer has room for more bytes. False when the rest of the page is to be left: the
+    /// Waits until the partition has room for the row. False when the rest of the page is to be left: the
     /// lease is old, or values are so much larger than before that waiting for them would hold up the
-    /// marks; then the connection is left with them.
-    async fn has_room_for_more(&mut self, full_since: &mut Option<Instant>) -> bool {
+    /// marks and the others; then the connection is left with them.
+    async fn has_room_for(&mut self, key: PartitionKey, row: &OutboxRow, full_since: &mut Option<Instant>) -> bool {
         loop {
             if !self.may_produce() || self.publisher.as_ref().is_some_and(Publisher::has_failed) {
                 return false;
             }
-            if !self.is_full() {
+            if !self.is_full(key, row) {
                 return true;
             }
             if full_since.get_or_insert_with(Instant::now).elapsed() >= ROOM_WAIT {

@@ -1,20 +1,21 @@
 //! One destination partition under a lease: its state, and where publishing starts. Pure.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::lease::Lease;
 use super::publisher::Acknowledged;
 use super::tail::Tail;
 use crate::health::PartitionState;
 use crate::kafka::TopicPartition;
+use crate::kafka::shares::Shares;
 
 /// See the picture in the module above.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Acquired, or its producer ended: what Kafka holds must be learned first. Waiting since then.
+    /// Acquired, or its producer ended: what Kafka holds must be learned first, from that time on.
     Unaligned {
-        since: Instant,
+        from: Instant,
     },
     /// Kafka's tail is being read.
     Aligning,
@@ -29,6 +30,10 @@ pub enum State {
         at: Instant,
     },
 }
+
+/// Of a partition that Kafka does not answer for.
+const SILENCE_CURE: &str = "Look whether its leader runs (`kafka-topics --describe --unavailable-partitions`) and \
+                            min.insync.replicas is met; it goes on by itself";
 
 /// Records of the first batch of a search; an eighth after each refusal, down to one.
 const SEARCH_ROWS: i64 = 512;
@@ -52,6 +57,17 @@ pub struct Partition {
     pub acknowledged: Arc<Acknowledged>,
     /// Marked in PostgreSQL up to here.
     pub marked: i64,
+    /// Of a value, as far as pages told; what a page may come to is reckoned by it.
+    mean_bytes: u64,
+    /// The last page brought as much as was asked for: there is more.
+    pub backlog: bool,
+    /// Bytes of values that it may have on their way.
+    pub bytes_allowed: u64,
+    /// When Kafka was last heard of it, or was not waited for, and the last acknowledgement then.
+    heard: (Instant, i64),
+    /// Why its tail could not be read, and when it is read again.
+    pub unread: Option<String>,
+    pub tail_retry: Duration,
     /// The broker found a batch too large: the culprit is sought.
     pub search: Option<Search>,
     /// The alarm that was raised, and the record it is about.
@@ -94,12 +110,18 @@ impl Partition {
         Self {
             target: TopicPartition { topic: lease.topic.clone(), partition },
             epoch: lease.epoch,
-            state: State::Unaligned { since: Instant::now() },
+            state: State::Unaligned { from: Instant::now() },
             hand_back: lease.hand_back,
             start: lease.published,
             sent: lease.published,
             acknowledged: Acknowledged::new(Start { after: lease.published, missing: 0 }),
             marked: lease.published,
+            mean_bytes: 1,
+            backlog: false,
+            bytes_allowed: 0,
+            heard: (Instant::now(), lease.published),
+            unread: None,
+            tail_retry: Duration::ZERO,
             search: None,
             alarm: None,
             alarm_noted: false,
@@ -109,6 +131,49 @@ impl Partition {
 
     pub fn has_in_flight(&self) -> bool {
         self.sent > self.acknowledged.seq()
+    }
+
+    /// Records on their way.
+    pub fn in_flight(&self) -> u64 {
+        u64::try_from(self.sent - self.acknowledged.seq()).unwrap_or(0)
+    }
+
+    /// Takes in a page of it. Up at once and down by halves: large values are not followed by a huge page.
+    pub fn learn(&mut self, rows: u64, bytes: u64, backlog: bool) {
+        self.backlog = backlog;
+        if let Some(mean) = bytes.checked_div(rows) {
+            self.mean_bytes = mean.max(self.mean_bytes / 2).max(1);
+        }
+    }
+
+    /// Silence counts from now on.
+    pub fn hear(&mut self, now: Instant) {
+        self.heard = (now, self.acknowledged.seq());
+    }
+
+    /// For how long Kafka has not answered for it.
+    pub fn silence(&mut self, now: Instant) -> Duration {
+        let waits = match self.state {
+            State::Unaligned { .. } | State::Aligning => true,
+            State::Streaming => self.has_in_flight(),
+            State::Halted { .. } | State::Lost { .. } => false,
+        };
+        if !waits || self.acknowledged.seq() != self.heard.1 {
+            self.hear(now);
+        }
+        now.saturating_duration_since(self.heard.0)
+    }
+
+    /// The alarm of such a silence. Over when the next record is acknowledged, or the tail was read.
+    pub fn silence_alarm(&self, longest: Duration) -> Alarm {
+        let seconds = longest.as_secs_f64();
+        let next = self.acknowledged.seq() + 1;
+        if self.state == State::Streaming {
+            let text = format!("seq {next} was not acknowledged for {seconds} s. {SILENCE_CURE}");
+            return Alarm { text, seq: Some(next) };
+        }
+        let reason = self.unread.as_deref().unwrap_or("no answer so far");
+        Alarm { text: format!("its end could not be read for {seconds} s ({reason}). {SILENCE_CURE}"), seq: None }
     }
 
     pub fn has_unmarked(&self) -> bool {
@@ -133,6 +198,35 @@ impl Partition {
         }
     }
 
+    /// Whether more of it may be asked for. Under an alarm only what is on its way tells more.
+    pub fn is_read(&self) -> bool {
+        self.state == State::Streaming && !self.hand_back && !(self.alarm.is_some() && self.has_in_flight())
+    }
+
+    /// Rows that its share of the room allows now, and the bytes that they may come to; none while that is
+    /// too little for a query: half at once or nothing. Who has no backlog takes nothing of what is shared.
+    pub fn share(&mut self, rows: &Shares, bytes: &Shares, takers: usize) -> Option<i64> {
+        let (in_flight, on_their_way) = (self.in_flight(), self.acknowledged.in_flight_bytes());
+        let room = |shares: &Shares, held: u64| match self.backlog {
+            true => shares.left(held, takers),
+            false => shares.reserved().saturating_sub(held),
+        };
+        let least = |shares: &Shares, held: u64| {
+            let mut without = *shares;
+            without.moved(held, 0);
+            room(&without, 0) / 2
+        };
+        let bytes_left = room(bytes, on_their_way);
+        let left = room(rows, in_flight).min(bytes_left / self.mean_bytes);
+        let enough = least(rows, in_flight).min(least(bytes, on_their_way) / self.mean_bytes);
+        if in_flight > 0 && left < enough.max(1) {
+            return None;
+        }
+        self.bytes_allowed = on_their_way + bytes_left;
+        // One alone is always asked for: a record may be larger than a share.
+        Some(left.max(1) as i64)
+    }
+
     /// A batch was refused for its size: one of its records, or their sum. Smaller ones tell. False
     /// when it was a single record.
     pub fn search_for_culprit(&mut self, refused: i64) -> bool {
@@ -155,6 +249,7 @@ impl Partition {
         self.start = after;
         self.sent = after;
         self.acknowledged = Acknowledged::new(start);
+        (self.unread, self.tail_retry) = (None, Duration::ZERO);
         self.state = State::Streaming;
     }
 
@@ -162,7 +257,7 @@ impl Partition {
     pub fn realign(&mut self) {
         self.sent = self.marked;
         self.acknowledged = Acknowledged::new(Start { after: self.marked, missing: 0 });
-        self.state = State::Unaligned { since: Instant::now() };
+        self.state = State::Unaligned { from: Instant::now() };
     }
 
     /// How far it is published, by PostgreSQL's word and ours. A watermark that we cannot have written

@@ -30,17 +30,24 @@ pub struct Acknowledged {
     seq: AtomicI64,
     /// Numbers that the topic is known to lack: accepted by an operator.
     missing: i64,
+    /// Bytes of values on their way.
+    bytes: AtomicUsize,
 }
 
 impl Acknowledged {
     /// Nothing beyond `start` is known to be in Kafka.
     pub fn new(start: Start) -> Arc<Self> {
-        Arc::new(Self { seq: AtomicI64::new(start.after), missing: start.missing })
+        Arc::new(Self { seq: AtomicI64::new(start.after), missing: start.missing, bytes: AtomicUsize::new(0) })
     }
 
     /// The contiguous watermark.
     pub fn seq(&self) -> i64 {
         self.seq.load(Ordering::Acquire)
+    }
+
+    /// Bytes of values handed over and not yet reported on.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Acquire) as u64
     }
 
     /// Moves to `seq`, which Kafka holds at `offset`: below zero where the broker did not tell.
@@ -149,6 +156,7 @@ impl Deliveries {
 
     fn settle(&self, delivery: &Delivery) {
         self.bytes.fetch_sub(delivery.bytes, Ordering::AcqRel);
+        delivery.acknowledged.bytes.fetch_sub(delivery.bytes, Ordering::AcqRel);
         let left = self.rows.fetch_sub(1, Ordering::AcqRel) - 1;
         if left == 0 || left == self.half {
             self.progress.notify_one();
@@ -299,6 +307,7 @@ impl Publisher {
         });
         deliveries.rows.fetch_add(1, Ordering::AcqRel);
         deliveries.bytes.fetch_add(bytes, Ordering::AcqRel);
+        record.acknowledged.bytes.fetch_add(bytes, Ordering::AcqRel);
         let outcome = self.producer.send(
             BaseRecord::with_opaque_to(&record.target.topic, delivery)
                 .partition(record.target.partition)

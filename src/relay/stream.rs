@@ -8,33 +8,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::RelayError;
+use super::align::Alignment;
 use super::lease::{LeaseTable, Leases, PartitionKey};
-use super::partition::{Alarm, Partition, State, start_after};
+use super::partition::{Alarm, Partition, State};
 use super::publisher::{Failure, Publisher};
 use super::reader::Reader;
-use super::tail::{self, Tail, TailRequest};
 use super::telling::reason_and_cure;
 use crate::health::{Heartbeat, Partitions};
-use crate::kafka::KafkaError;
 use crate::settings::Settings;
 
-/// Tails are read again after this long when one could not be; what streams goes on.
-const TAIL_RETRY: Duration = Duration::from_millis(250);
 /// First and longest wait after a failure of the database or the producer.
 pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-type Tails = Result<Vec<Result<Tail, KafkaError>>, KafkaError>;
-
-/// A read of tails that is under way.
-struct Alignment {
-    /// With their epochs, and since when they wait.
-    keys: Vec<(PartitionKey, i64, Instant)>,
-    tails: JoinHandle<Tails>,
-}
 
 /// The loop's state.
 pub struct Stream {
@@ -48,14 +35,11 @@ pub struct Stream {
     pub(super) partitions: BTreeMap<PartitionKey, Partition>,
     pub(super) reader: Option<Reader>,
     pub(super) publisher: Option<Publisher>,
-    alignment: Option<Alignment>,
-    align_at: Instant,
+    pub(super) alignment: Alignment,
     /// Types to sources.
     pub(super) sources: HashMap<String, String>,
     pub(super) next_read: Instant,
     pub(super) poll: Duration,
-    /// Of a value, as far as pages told; what a page may come to is reckoned by it.
-    pub(super) mean_bytes: usize,
     /// The last look found nothing: a wake-up is followed at once, instead of after the linger.
     pub(super) idle: bool,
     pub(super) marked_at: Instant,
@@ -84,11 +68,9 @@ impl Stream {
             partitions: BTreeMap::new(),
             reader: None,
             publisher: None,
-            alignment: None,
-            align_at: now,
+            alignment: Alignment::default(),
             sources: HashMap::new(),
             next_read: now,
-            mean_bytes: 1,
             idle: true,
             marked_at: now,
             retry_at: now,
@@ -132,9 +114,12 @@ impl Stream {
         if self.reader.as_ref().is_none_or(Reader::is_closed) {
             self.reader = Some(Reader::connect(&self.settings.database).await?);
             if std::mem::take(&mut self.database_away) {
+                // What was not looked at meanwhile did not stand at Kafka.
+                self.partitions.values_mut().for_each(|ours| ours.hear(Instant::now()));
                 tracing::info!("the relay reads the outbox again");
             }
         }
+        self.tell_silence();
         self.note_alarms().await?;
         self.align().await?;
         let pumped = self.pump().await;
@@ -192,7 +177,7 @@ impl Stream {
         metrics::counter!("throughline_relay_producer_resets_total").increment(1);
         let reason = failure.as_ref().map_or("", |failure| failure.reason.as_str());
         tracing::warn!(why, reason, "the relay's producer is replaced; Kafka's tails are read again");
-        self.alignment = None;
+        self.alignment = Alignment::default();
         for ours in self.partitions.values_mut() {
             let interrupted = match ours.state {
                 State::Streaming | State::Aligning => true,
@@ -201,7 +186,7 @@ impl Stream {
                 State::Unaligned { .. } | State::Lost { .. } => false,
             };
             if interrupted {
-                ours.state = State::Unaligned { since: Instant::now() };
+                ours.state = State::Unaligned { from: Instant::now() };
                 // What was sent is known when the tail has been read.
                 ours.sent = ours.acknowledged.seq();
             }
@@ -239,14 +224,30 @@ impl Stream {
         let Some(ours) = self.partitions.get_mut(&key) else { return };
         let retry = Duration::from_millis(self.settings.relay.halt_retry_ms);
         ours.state = State::Halted { until: Instant::now() + retry };
-        if ours.alarm.as_ref() == Some(&alarm) {
-            return;
+        if ours.alarm.as_ref() != Some(&alarm) {
+            self.raise(key, alarm);
         }
+    }
+
+    fn raise(&mut self, key: PartitionKey, alarm: Alarm) {
+        let Some(ours) = self.partitions.get_mut(&key) else { return };
         let (reason, cure) = reason_and_cure(&alarm.text);
         self.told.standing(&ours.target.topic, key.partition, reason, cure);
-        let labels = [("topic", ours.target.topic.to_string()), ("partition", key.partition.to_string())];
-        metrics::gauge!("throughline_relay_halted", &labels).set(1.0);
+        set_halted(ours, true);
         (ours.alarm, ours.alarm_noted) = (Some(alarm), false);
+    }
+
+    /// Names the partitions that Kafka has not answered for: whatever the cause is there, it stands.
+    fn tell_silence(&mut self) {
+        let (now, longest) = (Instant::now(), Duration::from_millis(self.settings.relay.silence_ms));
+        let silent = |(key, ours): (&PartitionKey, &mut Partition)| {
+            let is_silent = ours.silence(now) >= longest && ours.alarm.is_none();
+            is_silent.then(|| (*key, ours.silence_alarm(longest)))
+        };
+        let silent: Vec<_> = self.partitions.iter_mut().filter_map(silent).collect();
+        for (key, alarm) in silent {
+            self.raise(key, alarm);
+        }
     }
 
     /// Writes down the alarms that could not be so far: a partition may stop while PostgreSQL is away.
@@ -266,116 +267,13 @@ impl Stream {
         for (key, ours) in self.partitions.iter_mut().filter(|(_, ours)| ours.is_alarm_over()) {
             reader.note_halt(&self.leases.owner, *key, None).await?;
             ours.alarm = None;
-            let labels = [("topic", ours.target.topic.to_string()), ("partition", key.partition.to_string())];
-            metrics::gauge!("throughline_relay_halted", &labels).set(0.0);
+            set_halted(ours, false);
         }
         Ok(())
-    }
-
-    /// Reads the tails of the partitions that need it, beside the loop, and applies them.
-    async fn align(&mut self) -> Result<(), RelayError> {
-        if let Some(alignment) = self.alignment.take_if(|alignment| alignment.tails.is_finished()) {
-            self.apply_tails(alignment).await?;
-        }
-        let now = Instant::now();
-        if self.alignment.is_some() || now < self.retry_at.max(self.align_at) {
-            return Ok(());
-        }
-        let look_back = self.settings.relay.in_flight_max as i64 + 1_000;
-        let mut keys = Vec::new();
-        for (key, ours) in &mut self.partitions {
-            let since = match ours.state {
-                State::Unaligned { since } => since,
-                State::Halted { until } => until,
-                State::Aligning | State::Streaming | State::Lost { .. } => continue,
-            };
-            if since <= now && !ours.hand_back {
-                ours.state = State::Aligning;
-                keys.push((*key, ours.epoch, since));
-            }
-        }
-        // Who waits longest is asked first: one for whom nobody answers must not always come before others.
-        keys.sort_by_key(|(_, _, since)| *since);
-        let requests: Vec<_> = keys
-            .iter()
-            .map(|(key, ..)| {
-                let ours = &self.partitions[key];
-                TailRequest { target: ours.target.clone(), published: ours.acknowledged.seq(), look_back }
-            })
-            .collect();
-        if !requests.is_empty() {
-            let kafka = self.settings.kafka.clone();
-            let progress = self.progress.clone();
-            let tails = tokio::task::spawn_blocking(move || {
-                let tails = tail::read(&kafka, &requests);
-                progress.notify_one();
-                tails
-            });
-            self.alignment = Some(Alignment { keys, tails });
-        }
-        Ok(())
-    }
-
-    async fn apply_tails(&mut self, alignment: Alignment) -> Result<(), RelayError> {
-        let tails = alignment.tails.await??;
-        let reader = self.reader.as_ref().expect("a turn connects before it aligns");
-        let keys: Vec<PartitionKey> = alignment.keys.iter().map(|(key, ..)| *key).collect();
-        // Read after the tails: what Kafka holds was committed before.
-        let standings = match reader.standings(&keys).await {
-            Ok(standings) => standings,
-            Err(error) => {
-                for ours in self.partitions.values_mut().filter(|ours| ours.state == State::Aligning) {
-                    ours.state = State::Unaligned { since: Instant::now() };
-                }
-                return Err(error.into());
-            }
-        };
-        let tails = tails.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-        for ((key, epoch, since), tail) in alignment.keys.into_iter().zip(tails) {
-            let Some(ours) = self.partitions.get_mut(&key).filter(|o| o.epoch == epoch && o.state == State::Aligning)
-            else {
-                continue;
-            };
-            let Some(tail) = tail else {
-                ours.state = State::Unaligned { since };
-                continue;
-            };
-            let standing = standings.get(&key).copied().unwrap_or_default();
-            let published = ours.take_published(standing.published);
-            let accepted =
-                self.settings.relay.accept_lost_records_of.split(',').any(|name| name.trim() == &*ours.target.topic);
-            let started = match tail {
-                Ok(tail) => start_after(published, standing.last_seq, tail, accepted),
-                Err(error) if is_missing(&error) => {
-                    Err(format!("{error}. Run `throughline topics apply`, or check the relay's rights"))
-                }
-                Err(error) => {
-                    tracing::warn!(target = %ours.target, %error, "Kafka's tail cannot be read; tried again");
-                    ours.state = State::Unaligned { since: Instant::now() };
-                    self.align_at = Instant::now() + TAIL_RETRY;
-                    continue;
-                }
-            };
-            match started {
-                Ok(start) => {
-                    ours.stream(start);
-                    if start.after > published {
-                        metrics::counter!("throughline_relay_duplicates_avoided_total")
-                            .increment((start.after - published) as u64);
-                        tracing::info!(target = %ours.target, published, seq = start.after,
-                            "Kafka was ahead of the watermark");
-                    }
-                }
-                Err(text) => self.halt(key, Alarm { text, seq: None }),
-            }
-        }
-        self.next_read = Instant::now();
-        self.clear_alarms().await
     }
 }
 
-fn is_missing(error: &KafkaError) -> bool {
-    use rdkafka::error::RDKafkaErrorCode as Code;
-    matches!(error, KafkaError::Request { source, .. } if matches!(source.rdkafka_error_code(),
-        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::TopicAuthorizationFailed)))
+fn set_halted(ours: &Partition, halted: bool) {
+    let labels = [("topic", ours.target.topic.to_string()), ("partition", ours.target.partition.to_string())];
+    metrics::gauge!("throughline_relay_halted", &labels).set(if halted { 1.0 } else { 0.0 });
 }

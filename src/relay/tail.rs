@@ -4,7 +4,7 @@
 //! not produced again. Blocking; knows no PostgreSQL and no lease. Kafka is authoritative here for
 //! what was published, never for what exists.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
@@ -12,6 +12,7 @@ use rdkafka::error::KafkaError as ClientError;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
 use crate::kafka::client::Inquirer;
+use crate::kafka::watermarks::{self, BrokerId, Leaders};
 use crate::kafka::{KafkaError, Record, TopicPartition, client, headers};
 use crate::settings::KafkaSettings;
 
@@ -43,12 +44,11 @@ pub struct TailRequest {
 
 const POLL_WAIT: Duration = Duration::from_millis(20);
 
-/// The tails of `requests`, in their order. When nobody answers for one, none behind it is asked, and the
-/// list ends with it: one wait is enough.
+/// A client for looking at ends.
 ///
 /// # Errors
-/// The client cannot be made; a single partition's failure is in its own place.
-pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Result<Tail, KafkaError>>, KafkaError> {
+/// Kafka's settings do not fit.
+pub fn client_of(settings: &KafkaSettings) -> Result<Inquirer, KafkaError> {
     let mut config = client::base(settings);
     config
         // The client insists on a group; with a manual assignment nothing joins it.
@@ -59,30 +59,76 @@ pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Re
         .set("auto.offset.reset", "error")
         .set("fetch.wait.max.ms", "20");
     let config = client::pass_through(config, settings, |name| name != "group.id");
-    let consumer = client::inquirer_of(&config)?;
-    let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
+    client::inquirer_of(&config)
+}
 
+fn wait(settings: &KafkaSettings) -> Duration {
+    Duration::from_millis(u64::from(settings.request_timeout_ms))
+}
+
+/// Who leads the partitions of `targets`, each or why nobody does; with the client that asked.
+///
+/// # Errors
+/// The client cannot be made. Where no broker answers, that is the reason in each place.
+pub fn leaders(
+    settings: &KafkaSettings,
+    targets: &[TopicPartition],
+) -> Result<(Inquirer, Vec<Result<BrokerId, KafkaError>>), KafkaError> {
+    let consumer = client_of(settings)?;
+    let topics: BTreeSet<&str> = targets.iter().map(|target| &*target.topic).collect();
+    let topics: Vec<&str> = topics.into_iter().collect();
+    let found = match Leaders::look_up(&consumer, &topics, wait(settings)) {
+        Ok(leaders) => targets.iter().map(|target| leaders.of(target)).collect(),
+        Err(error) => targets.iter().map(|_| Err(KafkaError::Fatal(error.to_string()))).collect(),
+    };
+    Ok((consumer, found))
+}
+
+/// The tails of `requests`, in their order, whoever leads them.
+///
+/// # Errors
+/// The client cannot be made; a single partition's failure is in its own place.
+pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Result<Tail, KafkaError>>, KafkaError> {
+    let targets: Vec<_> = requests.iter().map(|request| request.target.clone()).collect();
+    let (consumer, found) = leaders(settings, &targets)?;
+    let mut groups: BTreeMap<BrokerId, Vec<usize>> = BTreeMap::new();
+    let mut tails: Vec<_> = Vec::with_capacity(requests.len());
+    for (index, leader) in found.into_iter().enumerate() {
+        tails.push(leader.map(|leader| {
+            groups.entry(leader).or_default().push(index);
+            Tail::Untouched
+        }));
+    }
+    for group in groups.into_values() {
+        let asked: Vec<_> = group.iter().map(|index| requests[*index].clone()).collect();
+        for (index, tail) in group.into_iter().zip(read_of_leader(&consumer, settings, &asked)) {
+            tails[index] = tail;
+        }
+    }
+    Ok(tails)
+}
+
+/// The tails of `requests`, in their order, all led by one broker: they wait for it together.
+pub fn read_of_leader(
+    consumer: &Inquirer,
+    settings: &KafkaSettings,
+    requests: &[TailRequest],
+) -> Vec<Result<Tail, KafkaError>> {
+    let wait = wait(settings);
+    let targets: Vec<_> = requests.iter().map(|request| request.target.clone()).collect();
+    let ends = match watermarks::of_one_leader(consumer, &targets, wait) {
+        Ok(ends) => ends,
+        Err(error) => return requests.iter().map(|_| Err(KafkaError::Fatal(error.to_string()))).collect(),
+    };
     let mut tails: Vec<Result<Tail, KafkaError>> = Vec::with_capacity(requests.len());
     let mut windows: Vec<Option<(i64, i64)>> = Vec::with_capacity(requests.len());
-    for request in requests {
-        match consumer.fetch_watermarks(&request.target.topic, request.target.partition, wait) {
-            Ok((low, high)) => {
-                tails.push(Ok(if high == 0 { Tail::Untouched } else { Tail::Expired { next: high } }));
-                windows.push((high > low).then_some((low, high)));
-            }
-            Err(error) => {
-                let is_silence = error.rdkafka_error_code().is_none_or(is_silence);
-                tails.push(Err(KafkaError::Request { step: "read a partition's end", source: error }));
-                windows.push(None);
-                if is_silence {
-                    break;
-                }
-            }
-        }
+    for end in ends {
+        windows.push(end.as_ref().ok().copied().filter(|(low, high)| high > low));
+        tails.push(end.map(|(_, high)| if high == 0 { Tail::Untouched } else { Tail::Expired { next: high } }));
     }
 
     let last: Vec<_> = windows.iter().map(|window| window.map(|(_, high)| (high - 1, high))).collect();
-    read_windows(&consumer, requests, &last, &mut tails, wait);
+    read_windows(consumer, requests, &last, &mut tails, wait);
     let further: Vec<_> = windows
         .iter()
         .zip(requests)
@@ -94,8 +140,8 @@ pub fn read(settings: &KafkaSettings, requests: &[TailRequest]) -> Result<Vec<Re
             (!settled).then(|| (low.max(high - request.look_back), high))
         })
         .collect();
-    read_windows(&consumer, requests, &further, &mut tails, wait);
-    Ok(tails)
+    read_windows(consumer, requests, &further, &mut tails, wait);
+    tails
 }
 
 /// Reads the offsets `[from, to)` of each partition that has a window, and puts the highest
@@ -167,12 +213,6 @@ fn read_windows(
     for index in open.into_values() {
         tails[index] = Err(KafkaError::Fatal(format!("{}: its end was not read in time", requests[index].target)));
     }
-}
-
-/// Nobody answers, whoever is asked; every other error is about the partition at hand.
-fn is_silence(code: rdkafka::error::RDKafkaErrorCode) -> bool {
-    use rdkafka::error::RDKafkaErrorCode as Code;
-    matches!(code, Code::OperationTimedOut | Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve)
 }
 
 fn is_lasting(code: rdkafka::error::RDKafkaErrorCode) -> bool {

@@ -27,7 +27,9 @@ pub struct DevSettings {
     pub kafka_cache: PathBuf,
     /// What runs the services.
     pub runner: DevRunner,
-    /// Heap of the local Kafka, mebibytes.
+    /// Brokers of the local Kafka; the first is also the controller. Containers have one.
+    pub kafka_brokers: u16,
+    /// Heap of each of them, mebibytes.
     pub kafka_heap_mib: u32,
     /// Both services answer within this, milliseconds; fetching Kafka the first time is not counted.
     pub start_timeout_ms: u64,
@@ -43,6 +45,7 @@ impl Default for DevSettings {
             directory: "target/dev".into(),
             kafka_cache: "target/kafka".into(),
             runner: DevRunner::Auto,
+            kafka_brokers: 1,
             kafka_heap_mib: 512,
             start_timeout_ms: 60_000,
             stop_timeout_ms: 15_000,

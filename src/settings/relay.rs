@@ -10,7 +10,7 @@ pub struct RelaySettings {
     pub lease_ms: u64,
     /// Rows read for one partition by one query, at most.
     pub batch_rows_max: i64,
-    /// Records handed to the producer and not yet acknowledged, at most.
+    /// Records handed to the producer and not yet acknowledged, at most. Each partition has its share.
     pub in_flight_max: usize,
     /// Bytes of values handed to the producer and not yet acknowledged, at most, roughly.
     pub in_flight_bytes_max: usize,
@@ -22,6 +22,8 @@ pub struct RelaySettings {
     pub linger_ms: u64,
     /// A partition that was stopped is looked at again after this long, milliseconds.
     pub halt_retry_ms: u64,
+    /// A partition that Kafka has not answered for this long is told as standing, milliseconds.
+    pub silence_ms: u64,
     /// Topics, comma separated, whose lost records are accepted: a topic that holds less than was
     /// published (created anew, truncated) is otherwise refused. Its readers see a hole.
     pub accept_lost_records_of: String,
@@ -38,6 +40,7 @@ impl Default for RelaySettings {
             poll_max_ms: 10,
             linger_ms: 10,
             halt_retry_ms: 30_000,
+            silence_ms: 5_000,
             accept_lost_records_of: String::new(),
         }
     }

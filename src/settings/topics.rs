@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 pub struct TopicSettings {
     /// Put before every topic and group name; keeps several installations apart on one cluster.
     pub prefix: String,
-    /// Partitions of the events and results topics. Fixed at creation, for ever.
+    /// Partitions of the events and results topics when they are made. From then on the store's number
+    /// counts, for ever.
     pub event_partitions: i32,
-    /// Partitions of each commands topic (lane).
+    /// Partitions of each commands topic (lane), at least. Added ones are read within seconds; while orders
+    /// move to other partitions, commands of one order that are under way then may change their order.
     pub command_partitions: i32,
     /// Copies of each partition. Three on a cluster that must survive a lost disk.
     pub replication: i32,

@@ -15,10 +15,8 @@ pub struct Destination {
     pub partitions: i32,
 }
 
-/// Registers a destination with its counters, its leases and its part of the event store; idempotent.
-///
-/// # Errors
-/// A destination that exists with another partition count is refused.
+/// Registers a destination with its counters, its leases and its part of the event store; idempotent. One that
+/// exists keeps its number of partitions, which is the answer's.
 pub async fn register(client: &mut Client, name: &str, partitions: i32) -> Result<Destination, StoreError> {
     let transaction = client.transaction().await.map_err(StoreError::at("begin to register a topic"))?;
     transaction
@@ -33,13 +31,6 @@ pub async fn register(client: &mut Client, name: &str, partitions: i32) -> Resul
         .await
         .map_err(StoreError::at("read a topic"))?;
     let destination = Destination { id: row.get(0), name: name.to_owned(), partitions: row.get(1) };
-    if destination.partitions != partitions {
-        return Err(StoreError::Schema(format!(
-            "topic {name} was created with {} partitions and the settings now say {partitions}. The count is fixed at \
-             creation: a change would break the order of streams. Set topics.event_partitions={} again.",
-            destination.partitions, destination.partitions
-        )));
-    }
     for table in ["counters", "relay_leases"] {
         transaction
             .execute(
@@ -47,7 +38,7 @@ pub async fn register(client: &mut Client, name: &str, partitions: i32) -> Resul
                     "insert into throughline.{table} (partition, topic)
                      select p, $1 from generate_series(0, $2 - 1) p on conflict do nothing"
                 ),
-                &[&destination.id, &partitions],
+                &[&destination.id, &destination.partitions],
             )
             .await
             .map_err(StoreError::at("create a topic's counters and leases"))?;

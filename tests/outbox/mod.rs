@@ -83,12 +83,23 @@ pub type Running = JoinHandle<Result<(), relay::RelayError>>;
 
 /// Starts a relay; returns it with what ends it and what wakes it.
 pub fn start(settings: &Settings) -> (Running, CancellationToken, Arc<Notify>) {
+    let (running, stop, wake, _) = start_with(settings);
+    (running, stop, wake)
+}
+
+/// As [`start`], with where it tells of its partitions.
+pub fn start_told(settings: &Settings) -> (Running, CancellationToken, Arc<Health>) {
+    let (running, stop, _, health) = start_with(settings);
+    (running, stop, health)
+}
+
+fn start_with(settings: &Settings) -> (Running, CancellationToken, Arc<Notify>, Arc<Health>) {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
     let health = Health::new(Duration::MAX);
-    let running = tokio::spawn(relay::run(Arc::new(settings.clone()), wake.clone(), health, stop.clone()));
-    (running, stop, wake)
+    let running = tokio::spawn(relay::run(Arc::new(settings.clone()), wake.clone(), health.clone(), stop.clone()));
+    (running, stop, wake, health)
 }
 
 /// Ends a relay cleanly.

@@ -2,15 +2,17 @@
 //!
 //! A lane's queue is what Kafka holds beyond the processors' offsets (sampled), plus what was
 //! accepted since that sample, plus what is on its way to Kafka: an overestimate at any moment, so
-//! the bound holds. Commands of a partition whose overflow is not drained go on to overflow,
-//! whatever the load, so that an order's commands are never overtaken by later ones.
+//! the bound holds. All of it is known by partition: what stands in one, or is not acknowledged there,
+//! leaves room for the commands of others. Commands of a partition whose overflow is not drained go on
+//! to overflow, whatever the load, so that an order's commands are never overtaken by later ones; where
+//! overflow is the policy, Kafka is asked for that before each command, so that it holds across servers.
 //! The bound is exact within one server; several servers see each other's commands at the next sample.
 
+mod looks;
 mod overflow;
 mod queue;
 mod sampler;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,13 +20,14 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use looks::Looks;
 pub use overflow::{LANE_HEADER, OverflowError, drain};
 pub use queue::Depths;
-use queue::{Queue, Spill};
+use queue::{Held, Part, Queue, Room, Spill};
 pub use sampler::{Sampler, SamplerError};
 
 use super::lane::Lane;
-use super::problem::{Problem, QUEUE_FULL, STARTING};
+use super::problem::{KAFKA_UNAVAILABLE, Problem, QUEUE_FULL, STARTING};
 use crate::engine::destination_partition;
 use crate::settings::{AdmissionPolicy, HttpSettings, Settings};
 
@@ -33,12 +36,13 @@ use crate::settings::{AdmissionPolicy, HttpSettings, Settings};
 pub struct Admission {
     limits: [Limit; 3],
     overflow_commands_max: u64,
-    bytes_max: usize,
+    /// Commands and bytes on their way to Kafka, at most.
+    in_flight_max: (u64, u64),
     wait: Duration,
     retry_after_max_s: u64,
     state: Mutex<State>,
-    bytes: AtomicUsize,
     room: Notify,
+    looks: Looks,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +55,7 @@ struct Limit {
 struct State {
     lanes: [Queue; 3],
     spills: Vec<Spill>,
+    on_their_way: Room,
     /// Nothing is accepted before the queue and the overflow were looked at once.
     sampled: bool,
 }
@@ -58,8 +63,8 @@ struct State {
 /// Where an admitted command goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// Straight to its lane.
-    Lane(Lane),
+    /// Straight to this partition of its lane.
+    Lane { lane: Lane, partition: i32 },
     /// To this partition of the overflow topic, to be moved to the lane later.
     Overflow { lane: Lane, partition: i32 },
 }
@@ -69,7 +74,7 @@ pub enum Way {
 pub struct Permit {
     admission: Arc<Admission>,
     way: Way,
-    bytes: usize,
+    bytes: u64,
 }
 
 /// Why there is no permit now.
@@ -77,8 +82,13 @@ pub struct Permit {
 enum Full {
     NotSampled,
     Commands,
-    Bytes,
+    /// As much of its partition is on its way as may be.
+    Room,
     Overflow,
+    /// Nobody leads its partition.
+    Leaderless,
+    /// What is in overflow before it could not be found out.
+    Unknown,
 }
 
 impl Admission {
@@ -86,19 +96,21 @@ impl Admission {
     pub fn new(settings: &Settings) -> Arc<Self> {
         let http: &HttpSettings = &settings.http;
         let partitions = usize::try_from(settings.topics.command_partitions).unwrap_or(1);
+        let in_flight_max = (http.concurrent_requests_max as u64, http.admission.in_flight_bytes_max as u64);
         Arc::new(Self {
             limits: limits(http),
             overflow_commands_max: http.admission.overflow_commands_max,
-            bytes_max: http.admission.in_flight_bytes_max,
+            in_flight_max,
             wait: Duration::from_millis(http.admission.wait_ms),
             retry_after_max_s: http.admission.retry_after_max_s.max(1),
             state: Mutex::new(State {
-                lanes: [Queue::default(); 3],
+                lanes: std::array::from_fn(|_| Queue::of(partitions)),
                 spills: vec![Spill::default(); partitions],
+                on_their_way: Room::new(in_flight_max.0, in_flight_max.1, 4 * partitions),
                 sampled: false,
             }),
-            bytes: AtomicUsize::new(0),
             room: Notify::new(),
+            looks: Looks::default(),
         })
     }
 
@@ -106,62 +118,74 @@ impl Admission {
     /// within the configured wait.
     pub async fn admit(self: &Arc<Self>, lane: Lane, stream_id: Uuid, bytes: usize) -> Result<Permit, Problem> {
         let deadline = Instant::now() + self.wait;
+        if self.looks_first(stream_id) && !self.looks.fresh(deadline).await {
+            return Err(self.refuse(lane, stream_id, Full::Unknown));
+        }
         loop {
             // Registered before the look, so that no room made meanwhile is missed.
             let room = self.room.notified();
-            let full = match self.try_admit(lane, stream_id, bytes) {
-                Ok(permit) => return Ok(permit),
+            let full = match self.reserve(lane, stream_id, bytes as u64) {
+                Ok(way) => return Ok(Permit { admission: self.clone(), way, bytes: bytes as u64 }),
                 Err(full) => full,
             };
-            let waits = full == Full::NotSampled || self.limits[lane.index()].policy == AdmissionPolicy::Wait;
+            let waits = match full {
+                Full::NotSampled => true,
+                Full::Leaderless | Full::Unknown => false,
+                Full::Commands | Full::Room | Full::Overflow => {
+                    self.limits[lane.index()].policy == AdmissionPolicy::Wait
+                }
+            };
             if !waits || tokio::time::timeout_at(deadline, room).await.is_err() {
-                return Err(self.refuse(lane, full));
+                return Err(self.refuse(lane, stream_id, full));
             }
         }
     }
 
-    fn try_admit(self: &Arc<Self>, lane: Lane, stream_id: Uuid, bytes: usize) -> Result<Permit, Full> {
-        self.reserve_bytes(bytes)?;
-        let way = self.reserve(lane, stream_id);
-        match way {
-            Ok(way) => Ok(Permit { admission: self.clone(), way, bytes }),
-            Err(full) => {
-                self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-                Err(full)
-            }
+    /// Whether another server may have put a command before this one into overflow, unknown to us.
+    fn looks_first(&self, stream_id: Uuid) -> bool {
+        let overflows = self.limits.iter().any(|limit| limit.policy == AdmissionPolicy::Overflow);
+        overflows && {
+            let state = self.lock();
+            state.spills[place(stream_id, state.spills.len())].pending() == 0
         }
     }
 
-    fn reserve_bytes(&self, bytes: usize) -> Result<(), Full> {
-        let fits = |held: usize| Some(held + bytes).filter(|sum| *sum <= self.bytes_max);
-        match self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Full::Bytes),
-        }
-    }
-
-    fn reserve(&self, lane: Lane, stream_id: Uuid) -> Result<Way, Full> {
+    fn reserve(&self, lane: Lane, stream_id: Uuid, bytes: u64) -> Result<Way, Full> {
         let limit = self.limits[lane.index()];
+        let overflows = self.limits.iter().any(|limit| limit.policy == AdmissionPolicy::Overflow);
         let mut state = self.lock();
-        if !state.sampled {
+        let State { lanes, spills, on_their_way, sampled } = &mut *state;
+        if !*sampled {
             return Err(Full::NotSampled);
         }
-        let partition = destination_partition(stream_id, state.spills.len() as i32);
-        let pending = state.spills[partition as usize].pending();
-        let queue = &mut state.lanes[lane.index()];
-        if pending == 0 && queue.depth() < limit.commands_max {
-            queue.in_flight += 1;
-            return Ok(Way::Lane(lane));
+        let spilled = place(stream_id, spills.len());
+        let pending = spills[spilled].pending();
+        if pending == 0 && overflows && !spills[spilled].is_known {
+            return Err(Full::Unknown);
+        }
+        let queue = &mut lanes[lane.index()];
+        let partition = place(stream_id, queue.parts.len());
+        if pending == 0 && queue.depth_for(Some(partition), limit.commands_max) < limit.commands_max {
+            let part: &mut Part = &mut queue.parts[partition];
+            if part.is_leaderless {
+                return Err(Full::Leaderless);
+            }
+            if !on_their_way.take(&mut part.in_flight, bytes) {
+                return Err(Full::Room);
+            }
+            return Ok(Way::Lane { lane, partition: partition as i32 });
         }
         // A backlog from an earlier configuration is respected as well: order first.
         if pending == 0 && limit.policy != AdmissionPolicy::Overflow {
             return Err(Full::Commands);
         }
-        if state.spills.iter().map(Spill::pending).sum::<u64>() >= self.overflow_commands_max {
+        if spills.iter().map(Spill::pending).sum::<u64>() >= self.overflow_commands_max {
             return Err(Full::Overflow);
         }
-        state.spills[partition as usize].in_flight += 1;
-        Ok(Way::Overflow { lane, partition })
+        if !on_their_way.take(&mut spills[spilled].in_flight, bytes) {
+            return Err(Full::Room);
+        }
+        Ok(Way::Overflow { lane, partition: spilled as i32 })
     }
 
     /// Room for the drainer: up to `most` commands of `lane`, while the lane is below half its
@@ -173,8 +197,8 @@ impl Admission {
             return 0;
         }
         let queue = &mut state.lanes[lane.index()];
-        let granted = half.saturating_sub(queue.depth()).min(most as u64);
-        queue.in_flight += granted;
+        let granted = half.saturating_sub(queue.depth_for(None, half)).min(most as u64);
+        queue.moved.in_flight.commands += granted;
         granted as usize
     }
 
@@ -182,8 +206,16 @@ impl Admission {
     fn release_drained(&self, lane: Lane, granted: u64, delivered: u64) {
         let mut state = self.lock();
         let queue = &mut state.lanes[lane.index()];
-        queue.in_flight -= granted;
-        queue.accepted_total += delivered;
+        queue.moved.in_flight.commands -= granted;
+        queue.moved.accepted_total += delivered;
+    }
+
+    /// Whether a command of this partition of overflow can be moved to its lane: topics that have as many
+    /// partitions hold an order in the same one, and of others nothing is known beforehand.
+    fn is_led(&self, lane: Lane, partition: i32) -> bool {
+        let state = self.lock();
+        let parts = &state.lanes[lane.index()].parts;
+        parts.len() != state.spills.len() || parts.get(partition as usize).is_none_or(|part| !part.is_leaderless)
     }
 
     /// Overflow was moved up to these offsets, by partition.
@@ -197,21 +229,34 @@ impl Admission {
         }
     }
 
-    fn refuse(&self, lane: Lane, full: Full) -> Problem {
-        let (depth, seconds) = {
+    fn refuse(&self, lane: Lane, stream_id: Uuid, full: Full) -> Problem {
+        let (depth, partition, seconds) = {
             let state = self.lock();
-            let queue = &state.lanes[lane.index()];
-            (queue.depth(), queue.seconds_until(self.limits[lane.index()].commands_max, self.retry_after_max_s))
+            let (queue, limit) = (&state.lanes[lane.index()], self.limits[lane.index()].commands_max);
+            let partition = place(stream_id, queue.parts.len());
+            let seconds = queue.seconds_until(limit, self.retry_after_max_s);
+            (queue.depth_for(Some(partition), limit), partition, seconds)
         };
-        let (reason, detail, seconds) = match full {
-            Full::NotSampled => ("starting", "how many commands wait was not measured yet".to_owned(), 1),
-            Full::Bytes => ("bytes", "too many bytes are on their way to Kafka".to_owned(), 1),
-            Full::Commands => ("commands", format!("{depth} commands of lane {} wait", lane.name()), seconds),
-            Full::Overflow => ("overflow", "the overflow topic is full, too".to_owned(), seconds),
+        let lane = lane.name();
+        let (reason, kind, detail, seconds) = match full {
+            Full::NotSampled => ("starting", STARTING, "how many commands wait was not measured yet".to_owned(), 1),
+            Full::Room => {
+                let detail =
+                    format!("as much as may be of partition {partition} of lane {lane} is on its way to Kafka");
+                ("in_flight", QUEUE_FULL, detail, 1)
+            }
+            Full::Commands => ("commands", QUEUE_FULL, format!("{depth} commands of lane {lane} wait"), seconds),
+            Full::Overflow => ("overflow", QUEUE_FULL, "the overflow topic is full, too".to_owned(), seconds),
+            Full::Leaderless => {
+                let detail = format!("no broker leads partition {partition} of lane {lane}; orders of others go on");
+                ("leaderless", KAFKA_UNAVAILABLE, detail, 1)
+            }
+            Full::Unknown => {
+                let detail = "Kafka does not tell whether commands of this order wait in overflow".to_owned();
+                ("overflow_unknown", KAFKA_UNAVAILABLE, detail, 1)
+            }
         };
-        let labels = [("lane", lane.name()), ("reason", reason)];
-        metrics::counter!("throughline_admission_rejected_total", &labels).increment(1);
-        let kind = if full == Full::NotSampled { STARTING } else { QUEUE_FULL };
+        metrics::counter!("throughline_admission_rejected_total", "lane" => lane, "reason" => reason).increment(1);
         Problem::new(kind, detail).retry_after(seconds)
     }
 
@@ -222,7 +267,7 @@ impl Admission {
             lanes: state.lanes.each_ref().map(Queue::depth),
             drained_per_second: state.lanes.each_ref().map(|queue| queue.drained_per_second),
             overflow: state.spills.iter().map(Spill::pending).sum(),
-            in_flight_bytes: self.bytes.load(Ordering::Relaxed),
+            in_flight_bytes: state.on_their_way.bytes() as usize,
             sampled: state.sampled,
         }
     }
@@ -242,7 +287,9 @@ impl Permit {
     pub fn accepted(self, offset: i64) {
         let mut state = self.admission.lock();
         match self.way {
-            Way::Lane(lane) => state.lanes[lane.index()].accepted_total += 1,
+            Way::Lane { lane, partition } => {
+                state.lanes[lane.index()].parts[partition as usize].accepted_total += 1;
+            }
             Way::Overflow { partition, .. } => {
                 let spill = &mut state.spills[partition as usize];
                 spill.end = spill.end.max(offset + 1);
@@ -254,13 +301,32 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.admission.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         let mut state = self.admission.lock();
-        match self.way {
-            Way::Lane(lane) => state.lanes[lane.index()].in_flight -= 1,
-            Way::Overflow { partition, .. } => state.spills[partition as usize].in_flight -= 1,
+        let State { lanes, spills, on_their_way, .. } = &mut *state;
+        let held: &mut Held = match self.way {
+            Way::Lane { lane, partition } => &mut lanes[lane.index()].parts[partition as usize].in_flight,
+            Way::Overflow { partition, .. } => &mut spills[partition as usize].in_flight,
+        };
+        on_their_way.give(held, self.bytes);
+    }
+}
+
+impl State {
+    /// Divides what may be on its way anew, when topics have grown.
+    fn divide(&mut self, (commands_max, bytes_max): (u64, u64)) {
+        let parts = self.lanes.iter_mut().flat_map(|queue| queue.parts.iter_mut().map(|part| &mut part.in_flight));
+        let held: Vec<&mut Held> = parts.chain(self.spills.iter_mut().map(|spill| &mut spill.in_flight)).collect();
+        self.on_their_way = Room::new(commands_max, bytes_max, held.len());
+        for held in held {
+            let now = std::mem::take(held);
+            self.on_their_way.count(held, now);
         }
     }
+}
+
+/// The partition of a stream, of so many.
+fn place(stream_id: Uuid, partitions: usize) -> usize {
+    destination_partition(stream_id, partitions.max(1) as i32) as usize
 }
 
 fn limits(http: &HttpSettings) -> [Limit; 3] {

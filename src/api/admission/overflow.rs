@@ -3,7 +3,9 @@
 //! Kafka's committed offset of the overflow group is the truth of what was moved; it follows the
 //! acknowledgements. A crash in between moves some commands again: their ids make that harmless,
 //! and their order is kept, since every mover goes through a partition from the committed offset on.
+//! A command whose lane has no leader for it stays, and holds up those behind it in its partition only.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -37,6 +39,8 @@ pub enum OverflowError {
 }
 
 const POLL_WAIT: Duration = Duration::from_millis(100);
+/// A step back within what was fetched.
+const SEEK_WAIT: Duration = Duration::from_secs(5);
 
 /// Counts the delivery reports of one batch.
 #[derive(Default)]
@@ -69,6 +73,7 @@ impl ProducerContext for Counting {
 
 struct Drainer {
     admission: Arc<Admission>,
+    topic: String,
     lanes: [String; 3],
     consumer: Inquirer,
     producer: ThreadedProducer<Counting>,
@@ -77,6 +82,8 @@ struct Drainer {
     acknowledged_within: Duration,
     heartbeat: Heartbeat,
     shutdown: CancellationToken,
+    /// Partitions of overflow that stay, by the lanes that their next command is bound for.
+    staying: HashMap<i32, Lane>,
 }
 
 /// A command read from overflow and not yet moved.
@@ -120,6 +127,7 @@ impl Drainer {
             .map_err(|error| KafkaError::Settings(error.to_string()))?;
         Ok(Self {
             admission,
+            topic: names.overflow(),
             lanes: names.lanes(),
             consumer,
             producer,
@@ -128,13 +136,16 @@ impl Drainer {
             acknowledged_within: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms) * 3),
             heartbeat,
             shutdown,
+            staying: HashMap::new(),
         })
     }
 
     fn run(&mut self) -> Result<(), OverflowError> {
         while !self.shutdown.is_cancelled() {
             self.heartbeat.ready();
+            self.resume_led()?;
             let batch = self.read()?;
+            let batch = self.leave_leaderless(batch)?;
             if !batch.is_empty() {
                 self.relocate(&batch)?;
             }
@@ -159,6 +170,58 @@ impl Drainer {
             wait = Duration::ZERO;
         }
         Ok(batch)
+    }
+
+    /// Takes out what cannot be moved now: its partition is paused at the first such command.
+    fn leave_leaderless(&mut self, batch: Vec<Overflowed>) -> Result<Vec<Overflowed>, OverflowError> {
+        let mut left = HashSet::new();
+        let mut rest = Vec::with_capacity(batch.len());
+        for command in batch {
+            if left.contains(&command.partition) {
+                continue;
+            }
+            if self.admission.is_led(command.lane, command.partition) {
+                rest.push(command);
+                continue;
+            }
+            left.insert(command.partition);
+            let topic = self.topic.as_str();
+            self.pause([command.partition])?;
+            self.consumer
+                .seek(topic, command.partition, Offset::Offset(command.offset), SEEK_WAIT)
+                .map_err(KafkaError::at("rewind overflow"))?;
+            self.staying.insert(command.partition, command.lane);
+            tracing::warn!(partition = command.partition, "overflow stays where its lane has no leader; others go on");
+        }
+        Ok(rest)
+    }
+
+    /// Goes on with what has a leader again.
+    fn resume_led(&mut self) -> Result<(), OverflowError> {
+        let led: Vec<i32> = self
+            .staying
+            .extract_if(|partition, lane| self.admission.is_led(*lane, *partition))
+            .map(|(p, _)| p)
+            .collect();
+        if led.is_empty() {
+            return Ok(());
+        }
+        let list = self.list(led);
+        // Another drainer's by now, maybe: it is not ours to resume then.
+        if let Err(error) = self.consumer.resume(&list) {
+            tracing::debug!(%error, "overflow is not resumed");
+        }
+        Ok(())
+    }
+
+    fn pause(&self, partitions: impl IntoIterator<Item = i32>) -> Result<(), OverflowError> {
+        Ok(self.consumer.pause(&self.list(partitions)).map_err(KafkaError::at("pause overflow"))?)
+    }
+
+    fn list(&self, partitions: impl IntoIterator<Item = i32>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        partitions.into_iter().for_each(|partition| drop(list.add_partition(&self.topic, partition)));
+        list
     }
 
     /// Moves a batch, piece by piece, as the lanes get room; commits after each piece.
@@ -201,7 +264,9 @@ impl Drainer {
         };
         if paused {
             let assigned = self.consumer.assignment().map_err(KafkaError::at("read the assignment"))?;
-            self.consumer.resume(&assigned).map_err(KafkaError::at("resume overflow"))?;
+            let going = assigned.elements().iter().map(|element| element.partition()).collect::<Vec<_>>();
+            let going = self.list(going.into_iter().filter(|partition| !self.staying.contains_key(partition)));
+            self.consumer.resume(&going).map_err(KafkaError::at("resume overflow"))?;
         }
         Ok(granted)
     }
@@ -241,16 +306,13 @@ impl Drainer {
     }
 
     fn commit(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
-        let mut ends = std::collections::BTreeMap::new();
+        let mut ends = BTreeMap::new();
         for command in piece {
             ends.insert(command.partition, command.offset + 1);
         }
         let mut list = TopicPartitionList::new();
-        let topic = self.consumer.subscription().map_err(KafkaError::at("read the subscription"))?;
-        let elements = topic.elements();
-        let topic = elements.first().map_or("", |element| element.topic());
         for (partition, end) in &ends {
-            list.add_partition_offset(topic, *partition, Offset::Offset(*end))
+            list.add_partition_offset(&self.topic, *partition, Offset::Offset(*end))
                 .map_err(KafkaError::at("list offsets"))?;
         }
         self.consumer.commit(&list, CommitMode::Sync).map_err(KafkaError::at("commit overflow"))?;

@@ -5,23 +5,28 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
-use rdkafka::topic_partition_list::TopicPartitionListElem;
-use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::super::lane::Lane;
 use super::Admission;
-use crate::health::{Heartbeat, Told};
-use crate::kafka::client::Inquirer;
+use super::queue::{Found, Spill};
+use crate::health::{Heartbeat, Partitions, Told};
+use crate::kafka::client::{self, Inquirer};
 use crate::kafka::ends::Offsets;
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, client, ends};
+use crate::kafka::watermarks::{self, Leaders};
+use crate::kafka::{KafkaError, TopicPartition};
 use crate::settings::Settings;
 use crate::store::{Database, StoreError};
+
+/// Leaders, and with them the number of partitions, are looked up this often.
+const LEADERS_EVERY: Duration = Duration::from_secs(1);
+/// A leader that does not answer is left out of a sample after this long.
+const LEADER_WAIT: Duration = Duration::from_secs(2);
 
 /// A sample that could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -35,56 +40,57 @@ pub enum SamplerError {
 }
 
 /// The loop that keeps [`Admission`] informed.
+#[derive(Clone)]
 pub struct Sampler {
     admission: Arc<Admission>,
     names: TopicNames,
     database: Database,
     consumer: Arc<Inquirer>,
-    partitions: i32,
     every: Duration,
     request_wait: Duration,
+    told: Partitions,
 }
 
-/// The overflow group's coordinator has this long to answer, once it has. A broker that restarts leaves groups without one
-/// for a while, and commands are accepted all the same: what was known of overflow stays in use.
-const COORDINATOR_WAIT: Duration = Duration::from_secs(1);
-
+/// What Kafka has of some topics.
 struct Watermarks {
-    /// First offset kept.
-    low: Offsets,
-    /// Behind the newest record.
-    high: Offsets,
-    /// The drainer's committed offsets of the overflow topic.
-    drained: HashMap<i32, i64>,
+    /// The first offset kept and the next one, of each partition whose leader answered.
+    ends: HashMap<TopicPartition, (i64, i64)>,
+    /// The drainer's committed offsets of the overflow topic; none where the group could not be asked.
+    drained: Option<HashMap<i32, i64>>,
 }
 
 impl Sampler {
-    /// A sampler with a Kafka client of its own, in the drainer's group (it joins nothing).
+    /// A sampler with a Kafka client of its own, in the drainer's group (it joins nothing). `told` hears of
+    /// partitions that have no leader.
     pub fn new(
         settings: &Settings,
         names: &TopicNames,
         admission: Arc<Admission>,
         database: Database,
+        told: Partitions,
     ) -> Result<Self, KafkaError> {
         let config = client::consumer(&settings.kafka, &names.overflow_group(), "");
         let consumer = client::inquirer_of(&config)?;
+        let request_wait = Duration::from_millis(u64::from(settings.kafka.request_timeout_ms));
         Ok(Self {
             admission,
             names: names.clone(),
             database,
             consumer: Arc::new(consumer),
-            partitions: settings.topics.command_partitions,
             every: Duration::from_millis(settings.http.admission.sample_ms.max(1)),
-            request_wait: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms)),
+            request_wait,
+            told,
         })
     }
 
     /// Samples until cancelled. `heartbeat` is ready while samples succeed.
     pub async fn run(self, heartbeat: Heartbeat, shutdown: CancellationToken) {
+        let looking = tokio::spawn(self.clone().look_when_wanted(shutdown.clone()));
         let mut last = Instant::now();
         let told = Told::new("the command queue cannot be measured, and the last sample stays in use");
+        let mut leaders = (Leaders::default(), None);
         while !shutdown.is_cancelled() {
-            let sample = self.sample(last.elapsed().as_secs_f64(), &heartbeat);
+            let sample = self.sample(last.elapsed().as_secs_f64(), &mut leaders, &heartbeat);
             match heartbeat.while_waiting("the command queue", sample).await {
                 Ok(()) => {
                     told.well();
@@ -101,71 +107,177 @@ impl Sampler {
                 () = tokio::time::sleep(self.every) => {}
             }
         }
+        drop(looking.await);
+        self.told.all_gone();
     }
 
-    async fn sample(&self, seconds: f64, heartbeat: &Heartbeat) -> Result<(), SamplerError> {
-        let accepted_before = self.admission.lock().lanes.map(|queue| queue.accepted_total);
-        let watermarks = self.watermarks().await?;
+    /// Looks at overflow for commands that wait for it, as long as there are any.
+    async fn look_when_wanted(self, shutdown: CancellationToken) {
+        let mut leaders = (Leaders::default(), None);
+        while let Some(ticket) = shutdown.run_until_cancelled(self.admission.looks.wanted()).await {
+            let topics = vec![self.names.overflow()];
+            let looked = match self.leaders(&mut leaders, &topics).await {
+                Ok(()) => self.watermarks(&leaders.0).await,
+                Err(error) => Err(error),
+            };
+            match looked {
+                Ok(watermarks) => self.apply_spills(&watermarks, leaders.0.count(&self.names.overflow()), true),
+                Err(error) => {
+                    tracing::debug!(%error, "overflow cannot be looked at");
+                    leaders.1 = None;
+                    self.admission.lock().spills.iter_mut().for_each(|spill| spill.is_known = false);
+                }
+            }
+            self.admission.looks.serve(ticket);
+        }
+    }
+
+    /// Looks leaders up where that is due.
+    async fn leaders(
+        &self,
+        (leaders, looked_at): &mut (Leaders, Option<Instant>),
+        topics: &[String],
+    ) -> Result<(), SamplerError> {
+        if looked_at.is_some_and(|at| at.elapsed() < LEADERS_EVERY) {
+            return Ok(());
+        }
+        let (consumer, wait, topics) = (self.consumer.clone(), self.request_wait, topics.to_vec());
+        let look = move || {
+            let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+            Leaders::look_up(&consumer, &topics, wait)
+        };
+        *leaders = tokio::task::spawn_blocking(look).await??;
+        *looked_at = Some(Instant::now());
+        Ok(())
+    }
+
+    async fn sample(
+        &self,
+        seconds: f64,
+        leaders: &mut (Leaders, Option<Instant>),
+        heartbeat: &Heartbeat,
+    ) -> Result<(), SamplerError> {
+        let accepted_before = self.admission.lock().lanes.each_ref().map(super::Queue::accepted);
+        let lanes = self.names.lanes();
+        let topics: Vec<String> = lanes.iter().cloned().chain([self.names.overflow()]).collect();
+        self.leaders(leaders, &topics).await?;
+        let watermarks = match self.watermarks(&leaders.0).await {
+            Ok(watermarks) => watermarks,
+            Err(error) => {
+                leaders.1 = None;
+                return Err(error);
+            }
+        };
+        if watermarks.ends.len() < topics.iter().map(|topic| leaders.0.count(topic)).sum() {
+            leaders.1 = None;
+        }
         heartbeat.beat();
         let decided = self.decided().await?;
-        let lanes = self.names.lanes();
         {
             let mut state = self.admission.lock();
+            let parts_before: usize = state.lanes.iter().map(|queue| queue.parts.len()).sum();
             for lane in Lane::ALL {
-                let (mut lag, mut sum) = (0u64, 0u64);
-                for partition in 0..self.partitions {
-                    let place = (lanes[lane.index()].clone(), partition);
-                    let high = watermarks.high.get(&place).copied().unwrap_or(0);
-                    let low = watermarks.low.get(&place).copied().unwrap_or(0);
-                    let next = decided.get(&place).copied().unwrap_or(0).max(low);
-                    lag += u64::try_from(high - next).unwrap_or(0);
-                    sum += u64::try_from(next).unwrap_or(0);
+                let name = &lanes[lane.index()];
+                let place =
+                    |partition: usize| TopicPartition { topic: name.as_str().into(), partition: partition as i32 };
+                let find = |partition: usize| -> Found {
+                    let (low, high) = *watermarks.ends.get(&place(partition))?;
+                    let decided = decided.get(&(name.clone(), partition as i32)).copied().unwrap_or(0);
+                    let next = decided.max(low);
+                    Some((u64::try_from(high - next).unwrap_or(0), next))
+                };
+                let found: Vec<Found> = (0..leaders.0.count(name)).map(find).collect();
+                let queue = &mut state.lanes[lane.index()];
+                queue.sample(&found, &accepted_before[lane.index()], seconds);
+                for (partition, part) in queue.parts.iter_mut().enumerate() {
+                    part.is_leaderless = leaders.0.of(&place(partition)).is_err();
                 }
-                state.lanes[lane.index()].sample(lag, sum, accepted_before[lane.index()], seconds);
             }
-            for (partition, spill) in state.spills.iter_mut().enumerate() {
-                let place = (self.names.overflow(), partition as i32);
-                let low = watermarks.low.get(&place).copied().unwrap_or(0);
-                let drained = watermarks.drained.get(&place.1).copied().unwrap_or(0).max(low);
-                spill.drained = spill.drained.max(drained);
-                spill.end = spill.end.max(watermarks.high.get(&place).copied().unwrap_or(0));
+            if parts_before != state.lanes.iter().map(|queue| queue.parts.len()).sum::<usize>() {
+                state.divide(self.admission.in_flight_max);
             }
             state.sampled = true;
         }
+        self.apply_spills(&watermarks, leaders.0.count(&self.names.overflow()), false);
         self.admission.room.notify_waiters();
+        self.tell_leaderless(&leaders.0);
         self.publish();
         Ok(())
     }
 
+    /// Takes in what was found of the overflow topic's partitions.
+    fn apply_spills(&self, watermarks: &Watermarks, count: usize, is_look: bool) {
+        let mut state = self.admission.lock();
+        if count > state.spills.len() {
+            state.spills.resize(count, Spill::default());
+            state.divide(self.admission.in_flight_max);
+        }
+        let topic: Arc<str> = self.names.overflow().into();
+        for (partition, spill) in state.spills.iter_mut().enumerate() {
+            let place = TopicPartition { topic: topic.clone(), partition: partition as i32 };
+            let end = watermarks.ends.get(&place);
+            if let Some((low, high)) = end {
+                let drained = watermarks.drained.as_ref().and_then(|all| all.get(&place.partition)).copied();
+                spill.drained = spill.drained.max(drained.unwrap_or(0)).max(*low);
+                spill.end = spill.end.max(*high);
+            }
+            if is_look {
+                spill.is_known = end.is_some();
+            }
+        }
+    }
+
+    fn tell_leaderless(&self, leaders: &Leaders) {
+        for topic in self.names.lanes() {
+            let name: Arc<str> = topic.as_str().into();
+            for partition in 0..leaders.count(&topic) as i32 {
+                match leaders.of(&TopicPartition { topic: name.clone(), partition }) {
+                    Ok(_) => self.told.running(&topic, partition),
+                    Err(_) => self.told.standing(
+                        &topic,
+                        partition,
+                        "no broker leads it: commands of its orders are refused",
+                        Some(
+                            "Start its broker (kafka-topics --describe --unavailable-partitions); it goes on by itself",
+                        ),
+                    ),
+                }
+            }
+        }
+    }
+
     /// The drainer's progress before the ends, so that a backlog is over- and never underestimated.
-    async fn watermarks(&self) -> Result<Watermarks, SamplerError> {
-        let (consumer, wait, partitions) = (self.consumer.clone(), self.request_wait, self.partitions);
-        let known = self.admission.lock().sampled;
-        let (overflow, mut topics) = (self.names.overflow(), self.names.lanes().to_vec());
-        topics.push(overflow.clone());
-        let read = move || -> Result<Watermarks, KafkaError> {
+    async fn watermarks(&self, leaders: &Leaders) -> Result<Watermarks, SamplerError> {
+        let (consumer, wait) = (self.consumer.clone(), LEADER_WAIT.min(self.request_wait));
+        let (overflow, groups) = (self.names.overflow(), leaders.by_leader());
+        let count = leaders.count(&overflow);
+        let read = move || -> Watermarks {
             let mut spilled = TopicPartitionList::new();
-            (0..partitions).for_each(|partition| {
-                spilled.add_partition(&overflow, partition);
+            (0..count).for_each(|partition| drop(spilled.add_partition(&overflow, partition as i32)));
+            let committed = (count > 0).then(|| consumer.committed_offsets(spilled, wait));
+            let drained = committed.and_then(Result::ok).map(|moved| {
+                moved.elements().iter().map(|e| (e.partition(), e.offset().to_raw().unwrap_or(0))).collect()
             });
-            let patience = if known { wait.min(COORDINATOR_WAIT) } else { wait };
-            let committed = consumer.committed_offsets(spilled, patience);
-            let committed = committed.map_err(KafkaError::at("read the overflow group's offsets"));
-            let drained = match committed {
-                Ok(committed) => {
-                    let offset = |e: &TopicPartitionListElem<'_>| (e.partition(), e.offset().to_raw().unwrap_or(0));
-                    committed.elements().iter().map(offset).collect()
-                }
-                Err(error) if !known => return Err(error),
-                Err(error) => {
-                    tracing::debug!(%error, "the overflow group has no coordinator now");
-                    HashMap::new()
-                }
+            let ask = |places: Vec<TopicPartition>| {
+                let ends = watermarks::of_one_leader(&consumer, &places, wait).unwrap_or_default();
+                let answered = places.into_iter().zip(ends).filter_map(|(place, end)| Some((place, end.ok()?)));
+                answered.collect::<Vec<_>>()
             };
-            let offsets = |which| ends::offsets(&consumer, &topics, partitions, which, wait);
-            Ok(Watermarks { drained, low: offsets(Offset::Beginning)?, high: offsets(Offset::End)? })
+            let mut groups = groups.into_values();
+            let first = groups.next().unwrap_or_default();
+            // Each leader is waited for by itself.
+            let ends = std::thread::scope(|scope| {
+                let others: Vec<_> = groups.map(|places| scope.spawn(|| ask(places))).collect();
+                let first = ask(first);
+                others.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).chain(first).collect()
+            });
+            Watermarks { ends, drained }
         };
-        Ok(tokio::task::spawn_blocking(read).await??)
+        let found = tokio::task::spawn_blocking(read).await?;
+        if found.ends.is_empty() {
+            return Err(KafkaError::Fatal("no leader of a commands partition answers".into()).into());
+        }
+        Ok(found)
     }
 
     /// Next offsets of the processors, by lane topic and partition.
@@ -197,7 +309,6 @@ impl Sampler {
                 .set(depths.drained_per_second[at]);
         }
         metrics::gauge!("throughline_admission_overflow_commands").set(depths.overflow as f64);
-        metrics::gauge!("throughline_admission_in_flight_bytes")
-            .set(self.admission.bytes.load(Ordering::Relaxed) as f64);
+        metrics::gauge!("throughline_admission_in_flight_bytes").set(depths.in_flight_bytes as f64);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn admission(policy: AdmissionPolicy, commands_max: u64) -> Arc<Admission> {
+fn measured(policy: AdmissionPolicy, commands_max: u64) -> Arc<Admission> {
     let mut settings = Settings::default();
     settings.http.admission.policy = policy;
     settings.http.admission.queue_commands_max = commands_max;
@@ -18,6 +18,20 @@ impl Admission {
         admission.lock().sampled = true;
         admission
     }
+}
+
+/// As [`measured`], with somebody who looks at overflow, and finds nothing.
+fn admission(policy: AdmissionPolicy, commands_max: u64) -> Arc<Admission> {
+    let admission = measured(policy, commands_max);
+    let looked = admission.clone();
+    tokio::spawn(async move {
+        loop {
+            let ticket = looked.looks.wanted().await;
+            looked.lock().spills.iter_mut().for_each(|spill| spill.is_known = true);
+            looked.looks.serve(ticket);
+        }
+    });
+    admission
 }
 
 async fn admit(admission: &Arc<Admission>, stream: u128) -> Result<Permit, Problem> {
@@ -68,7 +82,7 @@ async fn wait_goes_on_as_soon_as_there_is_room() {
 async fn an_order_in_overflow_stays_there_until_it_is_drained() {
     let admission = admission(AdmissionPolicy::Overflow, 1);
     let first = admit(&admission, 1).await.unwrap();
-    assert_eq!(first.way(), Way::Lane(Lane::Normal));
+    assert!(matches!(first.way(), Way::Lane { lane: Lane::Normal, .. }));
     let spilled = admit(&admission, 1).await.unwrap();
     let Way::Overflow { partition, .. } = spilled.way() else { panic!("{:?}", spilled.way()) };
     drop(first);
@@ -77,7 +91,7 @@ async fn an_order_in_overflow_stays_there_until_it_is_drained() {
     spilled.accepted(41);
     assert!(matches!(admit(&admission, 1).await.unwrap().way(), Way::Overflow { .. }));
     admission.drained(&[(partition, 42)].into());
-    assert_eq!(admit(&admission, 1).await.unwrap().way(), Way::Lane(Lane::Normal));
+    assert!(matches!(admit(&admission, 1).await.unwrap().way(), Way::Lane { lane: Lane::Normal, .. }));
 }
 
 #[tokio::test]
@@ -95,6 +109,70 @@ async fn bytes_in_flight_are_bounded_whatever_the_policy() {
     assert!(admission.admit(Lane::Normal, stream, 1).await.is_err());
     drop(most);
     assert!(admission.admit(Lane::Normal, stream, 1).await.is_ok());
+}
+
+/// Streams of different partitions.
+fn streams(admission: &Arc<Admission>) -> Vec<u128> {
+    let partitions = admission.lock().spills.len();
+    let of = |partition: usize| (1..).find(|id| place(Uuid::from_u128(*id), partitions) == partition);
+    (0..partitions).filter_map(of).collect()
+}
+
+#[tokio::test]
+async fn a_partition_that_acknowledges_nothing_leaves_bytes_to_others() {
+    let admission = admission(AdmissionPolicy::Reject, 1_000);
+    let [stuck, other, ..] = streams(&admission)[..] else { panic!("several partitions") };
+    let mut held = Vec::new();
+    while let Ok(permit) = admit(&admission, stuck).await {
+        held.push(permit);
+    }
+    assert!((10..70).contains(&held.len()), "{}", held.len());
+    for _ in 0..3 {
+        held.push(admit(&admission, other).await.unwrap());
+    }
+    let refused = admit(&admission, stuck).await.unwrap_err();
+    assert_eq!(refused.code(), "QUEUE_FULL");
+}
+
+#[tokio::test]
+async fn who_has_no_leader_is_refused_at_once_and_nobody_else() {
+    let admission = admission(AdmissionPolicy::Wait, 1_000);
+    let [stuck, other, ..] = streams(&admission)[..] else { panic!("several partitions") };
+    let partition = place(Uuid::from_u128(stuck), 6);
+    admission.lock().lanes[Lane::Normal.index()].parts[partition].is_leaderless = true;
+    assert_eq!(admit(&admission, stuck).await.unwrap_err().code(), "KAFKA_UNAVAILABLE");
+    assert!(admit(&admission, other).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_stays_counted_when_topics_grow() {
+    let admission = admission(AdmissionPolicy::Reject, 1_000);
+    let permits = [admit(&admission, 1).await.unwrap(), admit(&admission, 2).await.unwrap()];
+    {
+        let mut state = admission.lock();
+        let found = vec![Some((0, 0)); 9];
+        for queue in &mut state.lanes {
+            queue.sample(&found, &(vec![0; 9], 0), 1.0);
+        }
+        state.divide(admission.in_flight_max);
+    }
+    assert_eq!(admission.depths().in_flight_bytes, 20);
+    assert!(admit(&admission, 3).await.is_ok());
+    drop(permits);
+    assert_eq!(admission.depths().in_flight_bytes, 0);
+}
+
+#[tokio::test]
+async fn where_nobody_can_tell_of_overflow_nothing_overtakes() {
+    let admission = measured(AdmissionPolicy::Overflow, 10);
+    // Nobody looks; then somebody looks in vain.
+    assert_eq!(admit(&admission, 1).await.unwrap_err().code(), "KAFKA_UNAVAILABLE");
+    let looked = admission.clone();
+    tokio::spawn(async move { looked.looks.serve(looked.looks.wanted().await + 1) });
+    assert_eq!(admit(&admission, 1).await.unwrap_err().code(), "KAFKA_UNAVAILABLE");
+    // What waits already is followed without a look.
+    admission.lock().spills.iter_mut().for_each(|spill| spill.end = 1);
+    assert!(matches!(admit(&admission, 1).await.unwrap().way(), Way::Overflow { .. }));
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ impl ComposeProject {
         let known = self.layout.read_state().filter(|state| state.runner == DevRunner::Compose);
         // Containers that run hold their ports themselves.
         let choose = |port: u16| if known.is_some() && port != 0 { port } else { free_port(port, &[]) };
-        let ports = Ports { kafka: choose(last.kafka), controller: 0, postgres: choose(last.postgres) };
+        let ports = Ports { kafka: choose(last.kafka), postgres: choose(last.postgres), ..Ports::default() };
         self.layout.write_ports(&ports)?;
         let password = self.password()?;
         let mut command = self.command(&ports, &password);
@@ -72,6 +72,7 @@ impl ComposeProject {
             runner: DevRunner::Compose,
             owner: None,
             kafka: None,
+            more_kafka: Vec::new(),
             postgres: None,
             kafka_brokers: format!("127.0.0.1:{}", ports.kafka),
             database_url: format!("postgres://throughline:{password}@127.0.0.1:{}/throughline", ports.postgres),

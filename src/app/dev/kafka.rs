@@ -1,5 +1,5 @@
-//! One local Kafka broker with its controller in one process. Kafka's own documentation is
-//! authoritative for the settings; this file says which differ and why.
+//! Local Kafka brokers: the first has the controller in its process, others join it. Kafka's own
+//! documentation is authoritative for the settings; this file says which differ and why.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +23,9 @@ const PROBE_BOUND: Duration = Duration::from_millis(1_000);
 #[derive(Debug)]
 pub(super) struct KafkaServer {
     files: KafkaFiles,
+    /// Kafka's id of it. The controller is node 1.
+    node: u16,
+    cluster: String,
     folder: PathBuf,
     log: PathBuf,
     heap_mib: u32,
@@ -35,11 +38,29 @@ pub(super) struct KafkaServer {
 impl KafkaServer {
     /// Chooses ports (the last ones if they are free) and formats the log directory once.
     pub fn new(files: KafkaFiles, layout: &Layout, last: &Ports, heap_mib: u32) -> Result<Self, DevError> {
-        let folder = layout.kafka();
         let port = free_port(last.kafka, &[]);
         let controller_port = free_port(last.controller, &[port]);
-        let log = layout.log("kafka");
-        let server = Self { files, folder, log, heap_mib, port, controller_port, running: None, log_start: 0 };
+        Self::at(files, layout, 1, (port, controller_port), heap_mib, random_id())
+    }
+
+    /// The broker `node` of the cluster that `first` begins.
+    pub fn beside(first: &Self, layout: &Layout, node: u16, last: u16, taken: &[u16]) -> Result<Self, DevError> {
+        let ports = (free_port(last, taken), first.controller_port);
+        Self::at(first.files.clone(), layout, node, ports, first.heap_mib, first.cluster.clone())
+    }
+
+    fn at(
+        files: KafkaFiles,
+        layout: &Layout,
+        node: u16,
+        (port, controller_port): (u16, u16),
+        heap_mib: u32,
+        cluster: String,
+    ) -> Result<Self, DevError> {
+        let (folder, log) = (layout.kafka(node), layout.kafka_log(node));
+        let running = None;
+        let mut server =
+            Self { files, node, cluster, folder, log, heap_mib, port, controller_port, running, log_start: 0 };
         std::fs::create_dir_all(&server.folder).map_err(DevError::file("create", &server.folder))?;
         server.format_once()?;
         Ok(server)
@@ -55,9 +76,11 @@ impl KafkaServer {
     }
 
     /// The copy of the template gets ids of its own: a client must see another cluster as another.
-    fn format_once(&self) -> Result<(), DevError> {
+    fn format_once(&mut self) -> Result<(), DevError> {
         let data = self.folder.join("data");
-        if data.join("meta.properties").exists() {
+        if let Ok(meta) = std::fs::read_to_string(data.join("meta.properties")) {
+            let kept = meta.lines().find_map(|line| line.strip_prefix("cluster.id="));
+            self.cluster = kept.unwrap_or_default().to_owned();
             return Ok(());
         }
         let part = self.folder.join("data.new");
@@ -68,7 +91,8 @@ impl KafkaServer {
                 let entry = entry?;
                 std::fs::copy(entry.path(), part.join(entry.file_name()))?;
             }
-            let meta = format!("version=1\nnode.id=1\ncluster.id={}\ndirectory.id={}\n", random_id(), random_id());
+            let (node, cluster, directory) = (self.node, &self.cluster, random_id());
+            let meta = format!("version=1\nnode.id={node}\ncluster.id={cluster}\ndirectory.id={directory}\n");
             std::fs::write(part.join("meta.properties"), meta)?;
             let _ = std::fs::remove_dir_all(&data);
             std::fs::rename(&part, &data)
@@ -79,7 +103,7 @@ impl KafkaServer {
     /// Starts the process; `wait_ready` tells when it serves.
     pub fn spawn(&mut self) -> Result<(), DevError> {
         let properties = self.folder.join("server.properties");
-        let text = server_properties(&self.folder.join("data"), self.port, self.controller_port)?;
+        let text = server_properties(&self.folder.join("data"), self.node, self.port, self.controller_port)?;
         std::fs::write(&properties, text).map_err(DevError::file("write", &properties))?;
         let mut command = java_command(&self.files, self.heap_mib, &self.folder);
         if let Some(archive) = &self.files.archive {
@@ -108,7 +132,9 @@ impl KafkaServer {
                 attempts += 1;
                 if may_move {
                     self.port = free_port(0, &[self.port]);
-                    self.controller_port = free_port(0, &[self.port, self.controller_port]);
+                    if self.node == 1 {
+                        self.controller_port = free_port(0, &[self.port, self.controller_port]);
+                    }
                 }
                 self.spawn()?;
             }
@@ -184,16 +210,20 @@ fn java_command(files: &KafkaFiles, heap_mib: u32, folder: &Path) -> Command {
     command
 }
 
-fn server_properties(data: &Path, port: u16, controller_port: u16) -> Result<String, DevError> {
+fn server_properties(data: &Path, node: u16, port: u16, controller_port: u16) -> Result<String, DevError> {
     let data = data.display().to_string();
     if data.contains(',') {
         let what = format!("Kafka cannot keep data in {data}: it takes the comma for a separator");
         return Err(DevError::Unusable { what, next: "set THROUGHLINE__DEV__DIRECTORY to a path without one".into() });
     }
-    let listeners = format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}");
+    let broker = format!("PLAINTEXT://127.0.0.1:{port}");
+    let (roles, listeners) = match node {
+        1 => ("broker,controller", format!("{broker},CONTROLLER://127.0.0.1:{controller_port}")),
+        _ => ("broker", broker),
+    };
     let rows: &[(&str, &str)] = &[
-        ("process.roles", "broker,controller"),
-        ("node.id", "1"),
+        ("process.roles", roles),
+        ("node.id", &node.to_string()),
         // Voters by address, not in the log: then a directory can move to other ports.
         ("controller.quorum.voters", &format!("1@127.0.0.1:{controller_port}")),
         ("listeners", &listeners),
@@ -202,7 +232,7 @@ fn server_properties(data: &Path, port: u16, controller_port: u16) -> Result<Str
         ("controller.listener.names", "CONTROLLER"),
         ("listener.security.protocol.map", "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT"),
         ("log.dirs", &escape_property(&data)),
-        // One node: one copy of everything.
+        // For development: one copy of everything.
         ("offsets.topic.replication.factor", "1"),
         ("transaction.state.log.replication.factor", "1"),
         ("transaction.state.log.min.isr", "1"),
@@ -265,7 +295,7 @@ pub(super) fn train(files: &KafkaFiles, work: &Path, cancel: &CancelFlag) -> Res
     let port = free_port(0, &[]);
     let controller_port = free_port(0, &[port]);
     let properties = work.join("server.properties");
-    std::fs::write(&properties, server_properties(&data, port, controller_port)?)
+    std::fs::write(&properties, server_properties(&data, 1, port, controller_port)?)
         .map_err(DevError::file("write", &properties))?;
 
     let mut format = java_command(files, HEAP_MIB, work);
@@ -304,15 +334,17 @@ mod tests {
     #[test]
     fn properties_survive_any_path() {
         assert_eq!(escape_property("/a b/ü\\x/😀"), "/a b/\\u00fc\\\\x/\\ud83d\\ude00");
-        let error = server_properties(Path::new("/a,b"), 1, 2).unwrap_err().to_string();
+        let error = server_properties(Path::new("/a,b"), 1, 1, 2).unwrap_err().to_string();
         assert!(error.contains("comma"), "{error}");
     }
 
     #[test]
     fn only_loopback_is_listened_on_and_advertised() {
-        let text = server_properties(Path::new("/data"), 19092, 19093).unwrap();
-        for line in text.lines().filter(|line| line.contains("listeners=") || line.contains("voters")) {
-            assert!(line.contains("127.0.0.1:") && !line.contains("0.0.0.0"), "{line}");
+        for node in [1, 2] {
+            let text = server_properties(Path::new("/data"), node, 19092, 19093).unwrap();
+            for line in text.lines().filter(|line| line.contains("listeners=") || line.contains("voters")) {
+                assert!(line.contains("127.0.0.1:") && !line.contains("0.0.0.0"), "{line}");
+            }
         }
     }
 

@@ -197,14 +197,24 @@ impl Services {
         }
     }
 
-    /// SIGKILL to a broker started here; it stays down until [`Services::start_kafka`].
+    /// SIGKILL to the first broker started here; it stays down until [`Services::start_kafka`].
     pub async fn kill_kafka(&self) -> Result<(), DevError> {
-        self.supervisor()?.run(supervisor::Pair::kill_kafka).await
+        self.kill_broker(1).await
     }
 
-    /// The broker again on the same port; returns when it answers.
+    /// The first broker again on the same port; returns when it answers.
     pub async fn start_kafka(&self) -> Result<(), DevError> {
-        self.supervisor()?.run(supervisor::Pair::start_kafka).await
+        self.start_broker(1).await
+    }
+
+    /// As [`Services::kill_kafka`], for any of the brokers, from 1 on.
+    pub async fn kill_broker(&self, node: u16) -> Result<(), DevError> {
+        self.supervisor()?.run(move |pair| pair.kill_broker(node)).await
+    }
+
+    /// As [`Services::start_kafka`], for any of the brokers.
+    pub async fn start_broker(&self, node: u16) -> Result<(), DevError> {
+        self.supervisor()?.run(move |pair| pair.start_broker(node)).await
     }
 
     /// Takes a PostgreSQL started here down; it stays down until [`Services::start_postgres`].

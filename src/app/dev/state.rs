@@ -44,8 +44,13 @@ impl Layout {
         self.root.join("bin")
     }
 
-    pub(super) fn kafka(&self) -> PathBuf {
-        self.root.join("kafka")
+    /// The folder of one broker.
+    pub(super) fn kafka(&self, node: u16) -> PathBuf {
+        self.root.join(kafka_name(node))
+    }
+
+    pub(super) fn kafka_log(&self, node: u16) -> PathBuf {
+        self.log(&kafka_name(node))
     }
 
     fn state(&self) -> PathBuf {
@@ -99,8 +104,10 @@ impl Layout {
     /// Whether these are the addresses of this directory's own services, running or not.
     pub(super) fn is_ours(&self, brokers: &str, database_url: &str) -> bool {
         let ports = self.read_ports();
+        let ours: Vec<String> =
+            [ports.kafka].iter().chain(&ports.more_kafka).map(|port| format!("127.0.0.1:{port}")).collect();
         ports.kafka != 0
-            && brokers == format!("127.0.0.1:{}", ports.kafka)
+            && brokers == ours.join(",")
             && database_url.contains(&format!("@127.0.0.1:{}/", ports.postgres))
     }
 
@@ -114,10 +121,12 @@ impl Layout {
 }
 
 /// Ports of the last run; 0 = none yet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Ports {
     pub kafka: u16,
+    /// Of the brokers beside the first.
+    pub more_kafka: Vec<u16>,
     pub controller: u16,
     pub postgres: u16,
 }
@@ -130,8 +139,11 @@ pub struct State {
     /// The process that owns local services and stops with them; none for containers.
     pub owner: Option<Identity>,
     pub kafka: Option<Identity>,
+    /// The brokers beside the first.
+    #[serde(default)]
+    pub more_kafka: Vec<Identity>,
     pub postgres: Option<Identity>,
-    /// `host:port`.
+    /// `host:port`, comma separated.
     pub kafka_brokers: String,
     /// With the password; the file is readable by its owner only.
     pub database_url: String,
@@ -148,6 +160,7 @@ impl State {
             || [&self.owner, &self.kafka, &self.postgres]
                 .iter()
                 .all(|identity| identity.as_ref().is_some_and(Identity::is_alive))
+                && self.more_kafka.iter().all(Identity::is_alive)
     }
 
     /// Whether the owner still runs, be it in the middle of a start.
@@ -168,14 +181,20 @@ impl State {
     /// As [`State::end`], without the owner: it may live on, having stopped its services.
     pub(super) fn end_services(&self, bound: Duration) {
         // Together: each is told before either is waited for.
-        let leftovers = [(&self.kafka, Signal::SIGTERM), (&self.postgres, Signal::SIGINT)];
+        let kafka = self.kafka.iter().chain(&self.more_kafka).map(|identity| (identity, Signal::SIGTERM));
+        let leftovers: Vec<_> = kafka.chain(self.postgres.iter().map(|identity| (identity, Signal::SIGINT))).collect();
         for (identity, gentle) in &leftovers {
-            identity.iter().for_each(|identity| identity.signal(*gentle));
+            identity.signal(*gentle);
         }
         for (identity, gentle) in &leftovers {
-            identity.iter().for_each(|identity| identity.end(*gentle, bound));
+            identity.end(*gentle, bound);
         }
     }
+}
+
+/// The first broker keeps the name that it had when it was the only one.
+fn kafka_name(node: u16) -> String {
+    if node == 1 { "kafka".into() } else { format!("kafka-{node}") }
 }
 
 pub(super) fn short_hash(bytes: &[u8]) -> String {

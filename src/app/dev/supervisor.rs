@@ -38,7 +38,8 @@ pub(super) enum Opened {
 pub(super) struct Pair {
     settings: DevSettings,
     layout: Layout,
-    kafka: KafkaServer,
+    /// By node id, from 1 on.
+    kafka: Vec<KafkaServer>,
     postgres: PostgresServer,
     state: State,
     cancel: CancelFlag,
@@ -147,14 +148,15 @@ impl Pair {
         ["kafka", "postgres"].iter().for_each(|name| layout.rotate_log(name));
         let last = layout.read_ports();
         let jars = files.jars.clone();
-        let mut kafka = KafkaServer::new(files, &layout, &last, settings.kafka_heap_mib)?;
-        kafka.spawn()?;
+        let mut kafka = vec![KafkaServer::new(files, &layout, &last, settings.kafka_heap_mib)?];
+        kafka[0].spawn()?;
         let mut state = State {
             runner: DevRunner::Local,
             owner: Identity::own(),
-            kafka: kafka.identity(),
+            kafka: kafka[0].identity(),
+            more_kafka: Vec::new(),
             postgres: None,
-            kafka_brokers: kafka.brokers(),
+            kafka_brokers: kafka[0].brokers(),
             database_url: String::new(),
             kafka_jars: Some(jars),
             ready: false,
@@ -162,14 +164,15 @@ impl Pair {
         let mut begin = || {
             layout.write_state(&state)?;
             // While Java starts.
-            let taken = [kafka.port, kafka.controller_port];
+            let taken = [kafka[0].port, kafka[0].controller_port];
             let mut postgres = PostgresServer::new(&layout, last.postgres, &taken, cancel)?;
             postgres.spawn()?;
             state.postgres = postgres.identity();
             layout.write_state(&state)?;
             let waited = postgres
                 .wait_ready(bound, true, cancel)
-                .and_then(|()| kafka.wait_ready(bound.saturating_sub(started.elapsed()), true, cancel));
+                .and_then(|()| kafka[0].wait_ready(bound.saturating_sub(started.elapsed()), true, cancel))
+                .and_then(|()| join_brokers(&mut kafka, &layout, &settings, (&last, postgres.port), cancel));
             match waited {
                 Ok(()) => Ok(postgres),
                 Err(error) => {
@@ -181,7 +184,8 @@ impl Pair {
         let postgres = match begin() {
             Ok(postgres) => postgres,
             Err(error) => {
-                kafka.stop(Duration::from_millis(settings.stop_timeout_ms));
+                let bound = Duration::from_millis(settings.stop_timeout_ms);
+                kafka.iter_mut().for_each(|broker| broker.stop(bound));
                 layout.forget_state();
                 return Err(error);
             }
@@ -197,13 +201,18 @@ impl Pair {
 
     /// Writes down what runs now, where the next start and other commands look.
     fn record(&mut self) -> Result<(), DevError> {
-        self.state.kafka = self.kafka.identity();
+        self.state.kafka = self.kafka[0].identity();
+        self.state.more_kafka = self.kafka[1..].iter().filter_map(KafkaServer::identity).collect();
         self.state.postgres = self.postgres.identity();
-        self.state.kafka_brokers = self.kafka.brokers();
+        self.state.kafka_brokers = self.kafka.iter().map(KafkaServer::brokers).collect::<Vec<_>>().join(",");
         self.state.database_url = self.postgres.url();
-        self.state.ready = self.state.kafka.is_some() && self.state.postgres.is_some();
-        let ports =
-            Ports { kafka: self.kafka.port, controller: self.kafka.controller_port, postgres: self.postgres.port };
+        self.state.ready = self.kafka.iter().all(|broker| broker.identity().is_some()) && self.state.postgres.is_some();
+        let ports = Ports {
+            kafka: self.kafka[0].port,
+            more_kafka: self.kafka[1..].iter().map(|broker| broker.port).collect(),
+            controller: self.kafka[0].controller_port,
+            postgres: self.postgres.port,
+        };
         self.layout.write_ports(&ports)?;
         wrappers::write(&self.layout, &self.state)?;
         self.layout.write_state(&self.state)
@@ -216,7 +225,8 @@ impl Pair {
                 Ok(job) => job(&mut self),
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    if let Some(reason) = self.kafka.failure().or_else(|| self.postgres.failure()) {
+                    let failed = self.kafka.iter_mut().find_map(KafkaServer::failure);
+                    if let Some(reason) = failed.or_else(|| self.postgres.failure()) {
                         self.stop();
                         tell_failed.send_replace(Some(reason));
                         return;
@@ -229,9 +239,9 @@ impl Pair {
 
     fn stop(&mut self) {
         let bound = Duration::from_millis(self.settings.stop_timeout_ms);
-        self.kafka.ask_to_stop();
+        self.kafka.iter().for_each(KafkaServer::ask_to_stop);
         self.postgres.ask_to_stop();
-        self.kafka.stop(bound);
+        self.kafka.iter_mut().for_each(|broker| broker.stop(bound));
         self.postgres.stop(PostgresStop::Fast, bound);
         self.layout.forget_state();
     }
@@ -240,19 +250,29 @@ impl Pair {
         Duration::from_millis(self.settings.start_timeout_ms)
     }
 
-    /// SIGKILL to the broker; it stays down.
-    pub(super) fn kill_kafka(&mut self) -> Result<(), DevError> {
-        self.kafka.kill();
+    /// SIGKILL to one broker; it stays down.
+    pub(super) fn kill_broker(&mut self, node: u16) -> Result<(), DevError> {
+        self.broker(node)?.kill();
         self.record()
     }
 
     /// The broker again, on the same port; returns when it answers.
-    pub(super) fn start_kafka(&mut self) -> Result<(), DevError> {
-        if self.kafka.identity().is_none() {
-            self.kafka.spawn()?;
+    pub(super) fn start_broker(&mut self, node: u16) -> Result<(), DevError> {
+        let (bound, cancel) = (self.start_bound(), self.cancel.clone());
+        let broker = self.broker(node)?;
+        if broker.identity().is_none() {
+            broker.spawn()?;
         }
-        self.kafka.wait_ready(self.start_bound(), false, &self.cancel)?;
+        broker.wait_ready(bound, false, &cancel)?;
         self.record()
+    }
+
+    fn broker(&mut self, node: u16) -> Result<&mut KafkaServer, DevError> {
+        let at = usize::from(node).checked_sub(1);
+        at.and_then(|at| self.kafka.get_mut(at)).ok_or_else(|| {
+            let what = format!("there is no broker {node}");
+            DevError::Unusable { what, next: "set THROUGHLINE__DEV__KAFKA_BROKERS".into() }
+        })
     }
 
     /// Down in the given way; it stays down.
@@ -269,4 +289,26 @@ impl Pair {
         self.postgres.wait_ready(self.start_bound(), false, &self.cancel)?;
         self.record()
     }
+}
+
+/// Starts the brokers beside the first, which has to answer: they ask its controller to be let in.
+fn join_brokers(
+    kafka: &mut Vec<KafkaServer>,
+    layout: &Layout,
+    settings: &DevSettings,
+    (last, postgres): (&Ports, u16),
+    cancel: &CancelFlag,
+) -> Result<(), DevError> {
+    let bound = Duration::from_millis(settings.start_timeout_ms);
+    for node in 2..=settings.kafka_brokers {
+        let taken: Vec<u16> = kafka.iter().flat_map(|broker| [broker.port, broker.controller_port]).collect();
+        let taken = [taken, vec![postgres]].concat();
+        let wanted = last.more_kafka.get(usize::from(node) - 2).copied().unwrap_or_default();
+        layout.rotate_log(&format!("kafka-{node}"));
+        let mut broker = KafkaServer::beside(&kafka[0], layout, node, wanted, &taken)?;
+        let joined = broker.spawn().and_then(|()| broker.wait_ready(bound, true, cancel));
+        kafka.push(broker);
+        joined?;
+    }
+    Ok(())
 }
