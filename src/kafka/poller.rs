@@ -213,8 +213,9 @@ impl Poller {
             // First the resumption, then the step to the offset: what was fetched in between is outdated by it.
             let resumed = self.consumer.resume(&list);
             let offset = Offset::Offset(claim.next_offset);
-            let sought =
-                resumed.and_then(|()| self.consumer.seek(&source.topic, source.partition, offset, REQUEST_WAIT));
+            let sought = resumed
+                .and_then(|()| self.consumer.seek(&source.topic, source.partition, offset, REQUEST_WAIT))
+                .or_else(|error| self.begin_anew(&source, offset, error));
             if let Err(error) = sought {
                 tracing::debug!(group = self.shared.group, partition = %source, %error, "cannot take over yet");
                 self.shared.partitions.pending(&source.topic, source.partition, Some(&error.to_string()));
@@ -230,6 +231,18 @@ impl Poller {
             }
             self.shared.grant(&source, claim);
         }
+    }
+
+    /// A partition whose offset was out of range is not fetched any more, and the client seeks in none such: it
+    /// is taken out of the assignment and put back at `offset`. Nothing of that is told to the group.
+    fn begin_anew(&self, source: &TopicPartition, offset: Offset, error: ClientError) -> Result<(), ClientError> {
+        if !matches!(error, ClientError::Seek(_)) {
+            return Err(error);
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&source.topic, source.partition, offset)?;
+        self.consumer.incremental_unassign(&list)?;
+        self.consumer.incremental_assign(&list)
     }
 
     /// A partition that stood runs again once it got further, or has not stopped for a while.
