@@ -147,7 +147,7 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
             }
             Start::Expired { first } => {
                 let seq = self.seq_before(tx, held.partition, first, view).await?;
-                self.from_store(tx, Checkpoint { next_offset: first, ..held }, seq).await
+                self.catch_up(tx, Checkpoint { next_offset: first, ..held }, seq).await
             }
         }
     }
@@ -174,11 +174,11 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
             to_offset = next_offset,
             "the topic is another one, or was cut short; the projection goes on by seq"
         );
-        self.from_store(tx, Checkpoint { next_offset, ..held }, before).await
+        self.catch_up(tx, Checkpoint { next_offset, ..held }, before).await
     }
 
     /// Brings the rows to `seq`, unless they are further.
-    async fn from_store(
+    async fn catch_up(
         &self,
         tx: &Transaction<'_>,
         held: Checkpoint,

@@ -110,7 +110,7 @@ async fn apply_or_park<E: Send + Sync>(
         tx.batch_execute(sql).await.map_err(StoreError::at("try events of the store"))
     };
     let mut left = 0;
-    let mut ranges: Vec<Range<usize>> = vec![0..chunk.events.len()];
+    let mut ranges: Vec<Range<usize>> = std::iter::once(0..chunk.events.len()).collect();
     while let Some(range) = ranges.pop() {
         let (barred, ready): (Vec<usize>, Vec<usize>) = range.clone().partition(|&index| {
             let event = &chunk.events[index];
