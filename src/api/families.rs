@@ -36,7 +36,10 @@ const COUNTERS: &[(&str, &str)] = &[
     ("throughline_relay_lease_changes_total", "Relay leases acquired, lost and released"),
     ("throughline_relay_producer_resets_total", "Producers of the relay that were replaced"),
     ("throughline_relay_published_total", "Records published"),
-    ("throughline_command_headers_amended_total", "Headers of commands that were cut or mended before they were stored"),
+    (
+        "throughline_command_headers_amended_total",
+        "Headers of commands that were cut or mended before they were stored",
+    ),
     ("throughline_http_accept_errors_total", "Connections that could not be accepted"),
     ("throughline_http_connections_closed_total", "Connections closed by the server, by port and reason"),
     ("throughline_http_producers_replaced_total", "Producers of commands that failed for good and were replaced"),
