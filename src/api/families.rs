@@ -36,6 +36,13 @@ const COUNTERS: &[(&str, &str)] = &[
     ("throughline_relay_lease_changes_total", "Relay leases acquired, lost and released"),
     ("throughline_relay_producer_resets_total", "Producers of the relay that were replaced"),
     ("throughline_relay_published_total", "Records published"),
+    (
+        "throughline_command_headers_amended_total",
+        "Headers of commands that were cut or mended before they were stored",
+    ),
+    ("throughline_http_accept_errors_total", "Connections that could not be accepted"),
+    ("throughline_http_connections_closed_total", "Connections closed by the server, by port and reason"),
+    ("throughline_http_producers_replaced_total", "Producers of commands that failed for good and were replaced"),
 ];
 
 const GAUGES: &[(&str, &str)] = &[
@@ -68,6 +75,8 @@ const GAUGES: &[(&str, &str)] = &[
     ("throughline_relay_halted", "1 while the relay has stopped publishing a partition"),
     ("throughline_relay_in_flight_bytes", "Bytes handed to the relay's producer and not acknowledged"),
     ("throughline_relay_in_flight_records", "Records handed to the relay's producer and not acknowledged"),
+    ("throughline_http_connections", "Open connections, by port"),
+    ("throughline_time_partitions_ahead_seconds", "How far ahead of now the time partitions of a table reach"),
 ];
 
 const HISTOGRAMS: &[(&str, &str)] = &[

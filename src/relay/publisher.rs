@@ -131,7 +131,6 @@ pub struct Deliveries {
     half: usize,
     failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
-    broker_away: AtomicBool,
     progress: Arc<Notify>,
     latency: Histogram,
     published: Counter,
@@ -176,9 +175,6 @@ impl ClientContext for Deliveries {
                 code: Some(RDKafkaErrorCode::Fatal),
                 reason: format!("the producer cannot go on: {reason}"),
             }),
-            Some(RDKafkaErrorCode::AllBrokersDown) if !self.broker_away.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(reason, "no broker answers; records wait and are tried again for as long as it takes");
-            }
             _ => voice::error(&error, reason),
         }
     }
@@ -202,9 +198,6 @@ impl ProducerContext for Deliveries {
                             self.fail(Failure { record, code: None, reason });
                         }
                     }
-                }
-                if self.broker_away.load(Ordering::Relaxed) && self.broker_away.swap(false, Ordering::Relaxed) {
-                    tracing::info!("a broker answers again");
                 }
             }
             Err((error, _)) => self.fail(Failure {
@@ -280,7 +273,6 @@ impl Publisher {
             half: in_flight_max / 2,
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
-            broker_away: AtomicBool::new(false),
             progress,
             latency: metrics::histogram!("throughline_relay_publish_seconds"),
             published: metrics::counter!("throughline_relay_published_total"),
