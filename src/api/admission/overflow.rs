@@ -220,7 +220,9 @@ impl Drainer {
 
     fn list(&self, partitions: impl IntoIterator<Item = i32>) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
-        partitions.into_iter().for_each(|partition| drop(list.add_partition(&self.topic, partition)));
+        for partition in partitions {
+            list.add_partition(&self.topic, partition);
+        }
         list
     }
 

@@ -253,7 +253,9 @@ impl Sampler {
         let count = leaders.count(&overflow);
         let read = move || -> Watermarks {
             let mut spilled = TopicPartitionList::new();
-            (0..count).for_each(|partition| drop(spilled.add_partition(&overflow, partition as i32)));
+            for partition in 0..count as i32 {
+                spilled.add_partition(&overflow, partition);
+            }
             let committed = (count > 0).then(|| consumer.committed_offsets(spilled, wait));
             let drained = committed.and_then(Result::ok).map(|moved| {
                 moved.elements().iter().map(|e| (e.partition(), e.offset().to_raw().unwrap_or(0))).collect()
