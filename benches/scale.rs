@@ -16,7 +16,7 @@ use throughline::orders::domain::{
     Currency, Order, OrderCommand, OrderEvent, OrderedItem, PlaceOrder, Quantity, RecordPayment, ShipOrder, UnitPrice,
 };
 use throughline::orders::{OrdersCodec, schemas};
-use throughline::projection::{Projector, install, rebuild};
+use throughline::projection::{Projector, RebuildMode, install, rebuild};
 use throughline::settings::{LoadedSettings, Settings};
 use throughline::store::{DatabaseRole, connect, destinations, migrate, partitions};
 use tokio_postgres::{Client, Transaction};

@@ -6,8 +6,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use jiff::Timestamp;
 use metrics::{Counter, Histogram};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
@@ -191,7 +191,8 @@ impl ProducerContext for Deliveries {
                     match delivery.acknowledged.advance(delivery.seq, message.offset()) {
                         Ok(()) => {
                             self.published.increment(1);
-                            self.latency.record(seconds_since(delivery.created_ms));
+                            let took = (Timestamp::now().as_millisecond() - delivery.created_ms).max(0);
+                            self.latency.record(took as f64 / 1_000.0);
                         }
                         Err(reason) => {
                             let record = Some((delivery.target.clone(), delivery.seq));
@@ -208,14 +209,6 @@ impl ProducerContext for Deliveries {
         }
         self.settle(&delivery);
     }
-}
-
-fn seconds_since(created_ms: i64) -> f64 {
-    (now_ms() - created_ms).max(0) as f64 / 1_000.0
-}
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as i64)
 }
 
 /// The producer's options. Order and gaplessness are not for sale: they come after the operator's own.
@@ -307,7 +300,7 @@ impl Publisher {
                 .payload(record.value)
                 // A broker refuses a record from the future: one that the database dated under a clock which was
                 // put right since would stop its partition until then. `ce_time` says what the row says.
-                .timestamp(record.created_ms.min(now_ms()))
+                .timestamp(record.created_ms.min(Timestamp::now().as_millisecond()))
                 .headers(record.headers),
         );
         let Err((error, refused)) = outcome else { return Handed::Taken };
