@@ -104,7 +104,7 @@ async fn measure(settings: Arc<Settings>, wanted: &[usize]) {
         eprintln!("{events} events after {:.0} s more", started.elapsed().as_secs_f64());
         let (append, load, relay) = (store.append().await, store.load().await, store.relay().await);
         store.note_checkpoints().await;
-        let report = rebuild(&projector, &Arc::default(), false).await.expect("rebuilds");
+        let report = rebuild(&projector, &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
         let per_second = report.events as f64 / report.fill_seconds;
         let (heap, index) = store.sizes().await;
         let started = Instant::now();

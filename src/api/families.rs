@@ -75,12 +75,8 @@ const GAUGES: &[(&str, &str)] = &[
     ("throughline_relay_halted", "1 while the relay has stopped publishing a partition"),
     ("throughline_relay_in_flight_bytes", "Bytes handed to the relay's producer and not acknowledged"),
     ("throughline_relay_in_flight_records", "Records handed to the relay's producer and not acknowledged"),
-<<<<<<< HEAD
     ("throughline_http_connections", "Open connections, by port"),
     ("throughline_time_partitions_ahead_seconds", "How far ahead of now the time partitions of a table reach"),
-=======
-    ("throughline_time_partitions_ahead_seconds", "How long rows have partitions to go to, by table"),
->>>>>>> w/time
 ];
 
 const HISTOGRAMS: &[(&str, &str)] = &[

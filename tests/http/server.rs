@@ -1,4 +1,5 @@
 //! A server of one test: the roles asked for, embedded, on a port of their own.
+#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};

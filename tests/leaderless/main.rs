@@ -1,6 +1,6 @@
 //! Two brokers, one of them away: what the living one leads goes on, the rest stands by name and heals.
 //!
-//! Brokers of this program's own, one after the other through its tests; PostgreSQL is the shared one.
+//! Services of this program's own; its tests have them one after the other.
 
 mod api;
 #[path = "../harness/mod.rs"]
@@ -64,8 +64,8 @@ impl Cluster {
 
     /// A database of its own, and topics with a partition in turn on each broker.
     pub async fn harness(&self, name: &str) -> Harness {
-        let mut harness = Harness::bare(name).await;
-        harness.settings.kafka.brokers = self.services().kafka_brokers.clone();
+        let services = self.services();
+        let mut harness = Harness::on(name, services.kafka_brokers.clone(), services.database_url.clone()).await;
         harness.settings.topics.event_partitions = PARTITIONS;
         harness.settings.topics.command_partitions = PARTITIONS;
         install::apply_database(&harness.settings).await.expect("apply the database");
