@@ -231,7 +231,7 @@ impl From<tokio_postgres::Error> for Problem {
 fn from_statement(source: &tokio_postgres::Error, described: &str) -> Problem {
     // 42P01: no such table. 3F000: no such schema. 42501: tables made, rights not granted yet.
     let missing = source.code().is_some_and(|code| ["42P01", "3F000", "42501"].contains(&code.code()));
-    let transient = crate::store::is_transient(source);
+    let transient = crate::store::blame(source) != crate::store::Blame::Data;
     match transient {
         true => {
             tracing::debug!(error = described, correlation_id = correlation::current(), "a request's statement failed")

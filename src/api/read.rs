@@ -2,7 +2,6 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
-use deadpool_postgres::Object;
 use jiff::Timestamp;
 use tokio_postgres::Statement;
 use utoipa::IntoParams;
@@ -11,6 +10,7 @@ use super::extract::header;
 use super::problem::Problem;
 use super::{Api, consistency};
 use crate::engine::Position;
+use crate::store::Pooled;
 
 /// Sent with a read, answered by a decided write.
 pub const CONSISTENCY_TOKEN: HeaderName = HeaderName::from_static("consistency-token");
@@ -39,7 +39,7 @@ pub struct ReadHeaders {
 /// A read that may begin: its writes are visible, or the wait for them ran out.
 pub struct Read {
     /// In the reader's role. Prepare, then run [`Read::as_of`] joined with the read itself.
-    pub client: Object,
+    pub client: Pooled,
     met: Option<bool>,
     projection: &'static str,
     checkpoint: Statement,

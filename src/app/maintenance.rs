@@ -13,9 +13,11 @@ use crate::health::{Health, Heartbeat};
 use crate::projection;
 use crate::settings::Settings;
 use crate::store::partitions::{self, Stopwatch, Turn};
-use crate::store::{DatabaseRole, StoreError, connect};
+use crate::store::{DatabaseRole, StoreError, bounded, connect};
 
 const INTERVAL: Duration = Duration::from_secs(10);
+/// What one turn may take.
+const TURN: Duration = Duration::from_secs(60);
 /// Turns that fail one after the other before the process says that it is not ready.
 const FAILURES_MAX: u32 = 3;
 
@@ -29,7 +31,8 @@ pub async fn run(settings: Arc<Settings>, health: Arc<Health>, shutdown: Cancell
         told: None,
     };
     loop {
-        let Some(turned) = shutdown.run_until_cancelled(keeper.turn()).await else { return Ok(()) };
+        let turn = bounded(TURN, "maintain the store", keeper.turn());
+        let Some(turned) = shutdown.run_until_cancelled(turn).await else { return Ok(()) };
         keeper.tell(turned);
         if shutdown.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_none() {
             return Ok(());
@@ -50,7 +53,7 @@ impl Keeper {
     /// One turn. Says what is wrong though it succeeded, if anything is.
     async fn turn(&mut self) -> Result<Option<String>, StoreError> {
         let settings = &self.settings;
-        let client = connect::connect(&settings.database, &DatabaseRole::Maintenance).await?;
+        let client = connect::connect_with(&settings.database, &DatabaseRole::Maintenance, "").await?;
         self.stopwatch.tell(&client).await?;
         self.heartbeat.beat();
         let turn = partitions::maintain(&client, &settings.database).await?;

@@ -8,12 +8,12 @@ use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use deadpool_postgres::Object;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::registry::{self, AskedVersion, RegistryError};
-use crate::store::Database;
+use crate::store::{Database, Pooled};
 
 /// Content type of every answer.
 const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
@@ -71,7 +71,7 @@ fn answer(body: &impl Serialize) -> Response {
     response
 }
 
-async fn client(database: &Database) -> Result<Object, RegistryError> {
+async fn client(database: &Database) -> Result<Pooled, RegistryError> {
     database.client().await.map_err(|error| RegistryError::Unavailable(error.to_string()))
 }
 

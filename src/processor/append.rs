@@ -92,14 +92,17 @@ pub(super) async fn append<C: BoundedContext>(
     let decided = &*decided;
     crash_point!("processor.before_commit");
     // Polled in this order, so sent in this order, in one go.
-    let (events, results, outcomes, counters, kept, committed) = join!(
-        append_events(session, scope, batch, decided),
-        append_results(session, scope, batch, decided),
-        append_outcomes(session, scope, decided),
-        set_counters(session, decided),
-        put_snapshots(session, scope, &snapshots, decided),
-        session.client.batch_execute("commit"),
-    );
+    let answers = async {
+        Ok(join!(
+            append_events(session, scope, batch, decided),
+            append_results(session, scope, batch, decided),
+            append_outcomes(session, scope, decided),
+            set_counters(session, decided),
+            put_snapshots(session, scope, &snapshots, decided),
+            session.client.batch_execute("commit"),
+        ))
+    };
+    let (events, results, outcomes, counters, kept, committed) = session.round_trip("write a batch", answers).await?;
     let events = events.map_err(Failure::at("append events"))?;
     let results = results.map_err(Failure::at("append results"))?;
     let outcomes = outcomes.map_err(Failure::at("record outcomes"))?;
@@ -110,7 +113,7 @@ pub(super) async fn append<C: BoundedContext>(
     let written = [events, results, outcomes, counters];
     if wanted.map(|count| count as u64) != written {
         // Committed, and not what was meant: the store itself is not as we believe.
-        return Err(Failure::Unknown(format!("a batch of {wanted:?} rows wrote {written:?}")));
+        return Err(Failure::World(format!("a batch of {wanted:?} rows wrote {written:?}")));
     }
     Ok(())
 }
@@ -140,11 +143,11 @@ async fn park<C: BoundedContext>(
         }
     };
     let letters: Vec<DeadLetter> = decided.parked.iter().map(letter).collect();
-    match dead_letters::park(&session.client, &letters).await {
-        Ok(()) => Ok(()),
-        Err(crate::store::StoreError::Statement { step, source }) => Err(Failure::at(step)(source)),
-        Err(error) => Err(error.into()),
+    if letters.is_empty() {
+        return Ok(());
     }
+    let parked = async { dead_letters::park(&*session.client, &letters).await.map_err(Failure::from) };
+    session.round_trip("park dead letters", parked).await
 }
 
 async fn append_events<C: BoundedContext>(

@@ -67,6 +67,24 @@ impl<P> Batch<P> {
         }
         (self, rest)
     }
+
+    /// One batch a source that moves: what stands in the way of one partition stands in no other's.
+    pub fn apart(mut self) -> Vec<Self> {
+        let mut parts = Vec::new();
+        for index in 0..self.sources.len() {
+            if self.sources[index].out || self.sources[index].next <= self.sources[index].expected {
+                continue;
+            }
+            let mut part = Self { sources: self.sources.clone(), commands: Vec::new() };
+            for (_, source) in part.sources.iter_mut().enumerate().filter(|(other, _)| *other != index) {
+                source.next = source.expected;
+            }
+            let (own, others) = self.commands.into_iter().partition(|command| command.source == index);
+            (part.commands, self.commands) = (own, others);
+            parts.push(part);
+        }
+        parts
+    }
 }
 
 #[cfg(test)]
@@ -91,5 +109,17 @@ mod tests {
         assert_eq!(second.sources.iter().map(span).collect::<Vec<_>>(), [(1, 3), (1, 1)]);
         assert_eq!(second.moving().count(), 1);
         assert!(!second.is_done());
+    }
+
+    #[test]
+    fn apart_each_source_moves_alone() {
+        let id = Uuid::from_u128;
+        let batch = batch_of(&[(0, place(id(1), id(11))), (1, place(id(2), id(12))), (0, place(id(3), id(13)))]);
+        let parts = batch.apart();
+        assert_eq!(parts.len(), 2);
+        for (index, (part, commands)) in parts.iter().zip([2, 1]).enumerate() {
+            assert!(part.moving().map(|source| &source.place).eq([&part.sources[index].place]));
+            assert!(part.commands.len() == commands && part.commands.iter().all(|command| command.source == index));
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! Aggregate states kept between batches, bounded by bytes.
 //!
 //! A state is never trusted by itself: the load asks for events after its version while the
-//! counter's lock is held, so a state that fell behind is caught up and a stale one does no harm.
+//! counter's lock is held, so a state that fell behind is caught up and a stale one does no harm. A state that is
+//! ahead of the store would: a standby that was promoted may lack the tail. So what is cached is what one session
+//! has seen, and ends with it.
 
 use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
@@ -51,6 +53,11 @@ impl<A: Aggregate> States<A> {
     /// Puts a committed state back.
     pub fn put(&mut self, stream_id: Uuid, cached: Cached<A>) {
         self.cache.insert(stream_id, cached);
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.cache.clear();
     }
 
     /// Bytes held, roughly.

@@ -176,7 +176,7 @@ impl<C: BoundedContext> Desk<'_, C> {
         payload: &Payload<C>,
         expected_version: Option<i64>,
     ) -> Result<Verdict, Failure> {
-        let unloaded = || Failure::Unknown(format!("stream {} was not loaded", command.stream_id));
+        let unloaded = || Failure::World(format!("stream {} was not loaded", command.stream_id));
         let stream = self.decided.streams.get_mut(&command.stream_id).ok_or_else(unloaded)?;
         if let Some(expected) = expected_version.filter(|expected| *expected != stream.version) {
             let reason = format!("expected version {expected}, the stream is at version {}", stream.version);

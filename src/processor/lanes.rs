@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures_util::future::select_all;
 
 use crate::kafka::{Batch, Mailbox};
+use crate::store::Extent;
 
 /// Lanes of the commands: priority, normal, bulk.
 pub(super) const LANES: usize = 3;
@@ -17,7 +18,8 @@ pub(super) const LANES: usize = 3;
 pub(super) struct Lanes {
     pub mailboxes: [Arc<Mailbox>; LANES],
     pub weights: [usize; LANES],
-    pub commands_max: usize,
+    /// Commands of one batch: fewer while so many cannot finish in time.
+    pub extent: Extent,
     pub bytes_max: usize,
 }
 
@@ -42,7 +44,7 @@ impl Lanes {
     /// Draws one batch without waiting: per lane what was drawn.
     pub fn draw(&self) -> [Option<Batch>; LANES] {
         let waiting = std::array::from_fn(|lane| self.mailboxes[lane].len());
-        let counts = shares(self.weights, waiting, self.commands_max);
+        let counts = shares(self.weights, waiting, self.extent.now());
         let total: usize = counts.iter().sum::<usize>().max(1);
         std::array::from_fn(|lane| {
             let count = counts[lane];

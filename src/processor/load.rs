@@ -127,13 +127,16 @@ pub(super) async fn load<C: BoundedContext>(
     let shape = C::Aggregate::SNAPSHOT_VERSION;
 
     // Polled in this order, so sent in this order, in one go.
-    let (begun, counters, moved, stored, outcomes) = join!(
-        session.client.batch_execute("begin"),
-        lock_counters(session, &partitions, &topics),
-        move_offsets(session, scope, batch),
-        load_streams(session, topic, &wanted, shape),
-        load_outcomes(session, topic, &ids),
-    );
+    let answers = async {
+        Ok(join!(
+            session.client.batch_execute("begin"),
+            lock_counters(session, &partitions, &topics),
+            move_offsets(session, scope, batch),
+            load_streams(session, topic, &wanted, shape),
+            load_outcomes(session, topic, &ids),
+        ))
+    };
+    let (begun, counters, moved, stored, outcomes) = session.round_trip("load a batch", answers).await?;
     begun.map_err(Failure::at("begin"))?;
     let counters = counters.map_err(Failure::at("lock the counters"))?;
     let moved = moved.map_err(Failure::at("move the offsets"))?;
@@ -142,7 +145,7 @@ pub(super) async fn load<C: BoundedContext>(
 
     if counters.len() != partitions.len() * topics.len() {
         let reason = format!("topic {} lacks counters; run `throughline db apply`", scope.events.name);
-        return Err(Failure::Unknown(reason));
+        return Err(Failure::World(reason));
     }
     mark_lost(batch, &moved, &scope.groups);
     let streams = restore::streams::<C>(session, scope, wanted, &stored).await?;

@@ -21,6 +21,7 @@ mod outcome;
 mod restore;
 mod retry;
 mod session;
+mod settle;
 mod watch;
 mod worker;
 
@@ -38,7 +39,7 @@ use crate::health::{Health, Heartbeat, Told};
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{Consumer, ConsumerOptions, KafkaError, client};
 use crate::settings::Settings;
-use crate::store::{Database, DatabaseRole, Destination, StoreError, destinations};
+use crate::store::{Database, DatabaseRole, Destination, Extent, StoreError, destinations};
 
 use backlog::Backlog;
 use cache::States;
@@ -210,7 +211,7 @@ async fn find_destinations(
                     events.name, results.name, events.partitions, results.partitions
                 ))));
             }
-            Err(error) if error.is_transient() => {
+            Err(error) if error.heals() => {
                 let wait = backoff.failed(&error.to_string());
                 heartbeats.iter().for_each(|heartbeat| heartbeat.not_ready(error.to_string()));
                 tokio::select! {
@@ -280,7 +281,7 @@ fn worker<C: BoundedContext>(
         lanes: Lanes {
             mailboxes: std::array::from_fn(|lane| consumers[lane].mailboxes()[index].clone()),
             weights: processor.lane_weights,
-            commands_max: processor.batch_commands_max.max(1),
+            extent: Extent::new(processor.batch_commands_max),
             bytes_max: processor.batch_bytes_max,
         },
         intake: Intake { partitions: scope.events.partitions, command_bytes_max: processor.command_bytes_max },

@@ -15,7 +15,7 @@ use crate::kafka::client::Inquirer;
 use crate::kafka::consumer::{ClaimError, Committed};
 use crate::kafka::{Claim, PartitionOwner, TopicPartition, topic_id};
 use crate::settings::LostOffsets;
-use crate::store::{Database, StoreError};
+use crate::store::{Database, Pooled, StoreError};
 
 /// Takes a partition over, or enters a new one at the first offset kept. $1 partition, $2 topic,
 /// $3 group, $4 first offset kept, $5 owner, $6 Kafka's id of the topic (null: unknown).
@@ -121,10 +121,9 @@ impl OffsetsOwner {
     async fn take_over(&self, source: &TopicPartition, first: i64, topic_id: Option<&str>) -> Result<Row, ClaimError> {
         let client = self.database.client().await.map_err(claim_error)?;
         let topic: &str = &source.topic;
-        let row = client
-            .query_one(CLAIM, &[&source.partition, &topic, &self.group, &first, &self.owner, &topic_id])
-            .await
-            .map_err(|source| claim_error(StoreError::Statement { step: "claim a partition", source }))?;
+        let claimed =
+            client.query_one(CLAIM, &[&source.partition, &topic, &self.group, &first, &self.owner, &topic_id]).await;
+        let row = kept(client, claimed, "claim a partition")?;
         Ok(Row { next_offset: row.get(0), epoch: row.get(1), topic_id: row.get(2) })
     }
 
@@ -170,18 +169,21 @@ impl OffsetsOwner {
     ) -> Result<(), ClaimError> {
         let client = self.database.client().await.map_err(claim_error)?;
         let topic: &str = &source.topic;
-        client
-            .execute(START_OVER, &[&source.partition, &topic, &self.group, &epoch, &first, &topic_id])
-            .await
-            .map_err(|source| claim_error(StoreError::Statement { step: "start a partition over", source }))?;
-        Ok(())
+        let moved =
+            client.execute(START_OVER, &[&source.partition, &topic, &self.group, &epoch, &first, &topic_id]).await;
+        kept(client, moved, "start a partition over").map(drop)
     }
 }
 
+/// An answer, and its connection back into the pool; or the failure, and the connection ended with it.
+fn kept<T>(client: Pooled, answer: Result<T, tokio_postgres::Error>, step: &'static str) -> Result<T, ClaimError> {
+    answer.map_err(|source| {
+        client.discard();
+        claim_error(StoreError::Statement { step, source })
+    })
+}
+
 fn claim_error(error: StoreError) -> ClaimError {
-    if error.is_transient() {
-        ClaimError::Transient(error.to_string())
-    } else {
-        ClaimError::Halt { reason: error.to_string(), cure: "Run `throughline db check`.".into() }
-    }
+    // A claim carries no data: whatever refuses it is the world's.
+    ClaimError::Transient(error.to_string())
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::Json;
+use tokio_postgres::types::{Json, ToSql};
 use uuid::Uuid;
 
 use crate::engine::{Aggregate, BoundedContext, EventCodec};
@@ -94,11 +94,12 @@ async fn from_the_start<C: BoundedContext>(
     let streams: Vec<Uuid> = places.iter().map(|place| streams[*place]).collect();
     let known = vec![Some(0i64); places.len()];
     let shape = C::Aggregate::SNAPSHOT_VERSION;
-    session
-        .client
-        .query(&session.load_streams, &[&scope.events.id, &partitions, &streams, &known, &shape])
-        .await
-        .map_err(Failure::at("load events from the start"))
+    let step = "load events from the start";
+    let answer = async {
+        let parameters: [&(dyn ToSql + Sync); 5] = [&scope.events.id, &partitions, &streams, &known, &shape];
+        session.client.query(&session.load_streams, &parameters).await.map_err(Failure::at(step))
+    };
+    session.round_trip(step, answer).await
 }
 
 fn fold<C: BoundedContext>(

@@ -1,55 +1,59 @@
-//! What to do about a failure, by its kind, and how long to wait.
+//! What to do about a failure, by whose it is, and how long to wait.
 //!
-//! Transient: again, for ever, visibly. Data: one command breaks the batch; it is found and parked.
-//! Corrupt or unknown: guessing could lose something, so the partition halts and people are told.
+//! The world's: again, for ever, visibly, on a new session. Too much or in the way of another: with fewer commands,
+//! and a command that fails alone makes its partition stand until it is claimed anew. Data: one command breaks the
+//! batch; it is found and parked. Corrupt: guessing could lose something, so its partition stands. Only an error
+//! that names the data is ever blamed on a command.
 
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use crate::settings::ProcessorSettings;
-use crate::store::{self, StoreError};
+use crate::store::{Blame, StoreError};
 
 /// Why a batch did not commit.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The database is away or asked to try again. The outcome of a commit may be unknown: the
+    /// The database is away, or not as it has to be. The outcome of a commit may be unknown: the
     /// compare-and-set of the next try finds out.
-    Transient(String),
+    World(String),
     /// The batch's time has no partition to go to: the database's clock was set, or nobody keeps house.
     NoPartition(String),
+    /// The world's too, but of how much was asked or what it touches: a time limit, a conflict.
+    Extent(String),
+    /// Somebody holds a lock that is needed. Fewer commands would wait as long.
+    Locked(String),
     /// Some command of the batch carries what the database refuses.
     Data(String),
     /// The command at this index of the batch fails by itself.
     Command(usize, String),
     /// Streams whose stored events cannot be trusted.
     Corrupt(Vec<(Uuid, String)>),
-    /// Nothing we know how to handle.
-    Unknown(String),
 }
 
 impl Failure {
-    /// Judges a driver error by its SQLSTATE, naming the step it happened in.
+    /// Judges a driver error, naming the step it happened in.
     pub fn at(step: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
-        move |error| {
-            let reason = format!("{step}: {}", store::describe(&error));
-            match error.code() {
-                _ if store::is_without_partition(&error) => Self::NoPartition(reason),
-                _ if store::is_transient(&error) => Self::Transient(reason),
-                // 22 data exception, 23 constraint, 54 program limit: about the values at hand.
-                Some(code) if ["22", "23", "54"].iter().any(|class| code.code().starts_with(class)) => {
-                    Self::Data(reason)
-                }
-                None => Self::Data(reason),
-                Some(_) => Self::Unknown(reason),
-            }
-        }
+        move |error| Self::from(StoreError::at(step)(error))
+    }
+
+    /// Whether the session knows nothing that could have become untrue.
+    pub fn leaves_the_session(&self) -> bool {
+        matches!(self, Self::Command(..) | Self::Corrupt(_) | Self::Data(_) | Self::NoPartition(_))
     }
 }
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        if error.is_transient() { Self::Transient(error.to_string()) } else { Self::Unknown(error.to_string()) }
+        let reason = error.to_string();
+        match error.blame() {
+            _ if error.is_without_partition() => Self::NoPartition(reason),
+            _ if error.is_locked() => Self::Locked(reason),
+            Blame::Data => Self::Data(reason),
+            Blame::Extent => Self::Extent(reason),
+            Blame::World => Self::World(reason),
+        }
     }
 }
 
@@ -60,11 +64,8 @@ pub(super) struct Backoff {
     most: Duration,
     tries: u32,
     since: Instant,
-    logged: Option<Instant>,
+    told: String,
 }
-
-/// A failure that goes on is logged again this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Backoff {
     pub fn new(settings: &ProcessorSettings) -> Self {
@@ -73,21 +74,28 @@ impl Backoff {
             most: Duration::from_millis(settings.retry_wait_max_ms.max(1)),
             tries: 0,
             since: Instant::now(),
-            logged: None,
+            told: String::new(),
         }
     }
 
-    /// Notes a failed try, logs the first and then every few seconds, and tells how long to wait.
+    /// Notes a failed try, and tells how long to wait. One line of log where it begins, and where the reason changes.
     pub fn failed(&mut self, reason: &str) -> Duration {
         self.tries += 1;
         metrics::counter!("throughline_processor_retries_total").increment(1);
-        if self.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-            self.logged = Some(Instant::now());
-            let seconds = self.since.elapsed().as_secs();
-            tracing::warn!(tries = self.tries, seconds, reason, "the batch is tried again until it succeeds");
+        if self.told != reason {
+            tracing::warn!(tries = self.tries, reason, "a batch is tried again for as long as it takes");
+            reason.clone_into(&mut self.told);
         }
         let full = self.first.saturating_mul(1 << self.tries.min(16)).min(self.most);
         full.mul_f64(rand::random_range(0.5..1.0))
+    }
+
+    /// What waited goes on.
+    pub fn over(&self) {
+        if self.tries > 0 {
+            let seconds = self.since.elapsed().as_secs();
+            tracing::info!(tries = self.tries, seconds, "batches are decided again");
+        }
     }
 }
 

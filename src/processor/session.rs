@@ -1,9 +1,12 @@
 //! One worker's connection: in the writer's role, with its statements prepared.
 
-use tokio_postgres::{Client, Statement};
+use std::time::Duration;
 
+use tokio_postgres::Statement;
+
+use super::retry::Failure;
 use crate::settings::DatabaseSettings;
-use crate::store::{DatabaseRole, StoreError, connect};
+use crate::store::{self, DatabaseRole, Line, StoreError, connect};
 
 use super::{append, load};
 
@@ -15,7 +18,9 @@ const PLANNER: &str = "set plan_cache_mode = force_generic_plan; set enable_seqs
 
 /// The connection and its statements.
 pub(super) struct Session {
-    pub client: Client,
+    pub client: Line,
+    /// What one round trip may take.
+    limit: Duration,
     pub lock_counters: Statement,
     pub move_offsets: Statement,
     pub load_streams: Statement,
@@ -30,8 +35,12 @@ pub(super) struct Session {
 impl Session {
     /// Connects and prepares.
     pub async fn open(settings: &DatabaseSettings) -> Result<Self, StoreError> {
-        let client = connect::connect(settings, &DatabaseRole::Writer).await?;
-        client.batch_execute(PLANNER).await.map_err(StoreError::at("set up the processor's session"))?;
+        let client = connect::connect_with(settings, &DatabaseRole::Writer, PLANNER).await?;
+        let limit = settings.round_trip();
+        store::bounded(limit, "prepare the processor's statements", Self::prepare(client, limit)).await
+    }
+
+    async fn prepare(client: Line, limit: Duration) -> Result<Self, StoreError> {
         let prepare = |statement: &'static str| client.prepare(statement);
         let (lock_counters, move_offsets, load_streams, load_outcomes) = futures_util::try_join!(
             prepare(load::LOCK_COUNTERS),
@@ -50,6 +59,7 @@ impl Session {
         .map_err(StoreError::at("prepare the processor's writes"))?;
         Ok(Self {
             client,
+            limit,
             lock_counters,
             move_offsets,
             load_streams,
@@ -60,5 +70,20 @@ impl Session {
             set_counters,
             put_snapshots,
         })
+    }
+
+    /// Waits for the answers to what was sent together. Without them in time the session is over.
+    pub async fn round_trip<T>(
+        &self,
+        step: &'static str,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        store::bounded(self.limit, step, work).await
+    }
+
+    /// Undoes the transaction that is open, if one is; whether the session is good for another.
+    pub async fn roll_back(&self) -> bool {
+        let undone = async { self.client.batch_execute("rollback").await.map_err(StoreError::at("roll back")) };
+        store::bounded(self.limit, "roll back", undone).await.is_ok()
     }
 }

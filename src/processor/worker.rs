@@ -1,8 +1,7 @@
-//! One worker: draws a batch, settles it in one transaction, follows up, and starts again.
+//! One worker: draws a batch, tries it in one transaction, follows up, and starts again.
 //!
-//! A batch is settled when every source in it has moved on: committed, lost to another claim, or
-//! halted. Only PostgreSQL's commit makes it so; what follows (cache, Kafka's offsets, the relay's
-//! wake-up) may be lost without harm.
+//! Only PostgreSQL's commit counts; what follows (cache, Kafka's offsets, the relay's wake-up) may be lost
+//! without harm. What becomes of a try that fails is [`super::settle`]'s matter.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,13 +16,14 @@ use crate::engine::BoundedContext;
 use crate::health::Heartbeat;
 use crate::kafka::{Claim, Consumer, TopicPartition};
 use crate::settings::Settings;
-use crate::store::partitions;
+use crate::store::connect::PING_WAIT;
+use crate::store::{self, StoreError, partitions};
 
 use super::batch::{Batch, Source};
 use super::cache::States;
-use super::intake::{Ask, COMMAND_FAILED, Intake};
+use super::intake::Intake;
 use super::lanes::Lanes;
-use super::retry::{Backoff, Failure};
+use super::retry::Failure;
 use super::session::Session;
 use super::{Payload, Scope, append, decide, load};
 
@@ -77,21 +77,32 @@ impl<C: BoundedContext> Worker<C> {
         }
     }
 
-    /// An idle worker keeps its session too: it is ready only as long as the next command would find one.
+    /// An idle worker keeps its session too, and asks whether it is one: it is ready only as long as the next
+    /// command would find it.
     async fn stay_connected(&mut self) {
-        if self.session.as_ref().is_some_and(|session| !session.client.is_closed()) {
-            return self.heartbeat.ready();
+        let (shutdown, heartbeat) = (self.shutdown.clone(), self.heartbeat.clone());
+        let asked = async {
+            let session = self.take_session().await?;
+            store::ping(&session.client, PING_WAIT).await?;
+            self.session = Some(session);
+            Ok::<_, StoreError>(())
+        };
+        match shutdown.run_until_cancelled(heartbeat.while_waiting("a session", asked)).await {
+            Some(Ok(())) => heartbeat.ready(),
+            Some(Err(error)) => heartbeat.not_ready(error.to_string()),
+            None => {}
         }
-        let opened = self.heartbeat.while_waiting("a session", Session::open(&self.settings.database));
-        tokio::select! {
-            opened = opened => match opened {
-                Ok(session) => {
-                    self.session = Some(session);
-                    self.heartbeat.ready();
-                }
-                Err(error) => self.heartbeat.not_ready(error.to_string()),
-            },
-            () = self.shutdown.cancelled() => {}
+    }
+
+    /// The session, or a new one. What one session has seen ends with it: the next may be with a server that was a
+    /// standby then, and lacks what the standby had not received.
+    async fn take_session(&mut self) -> Result<Session, StoreError> {
+        match self.session.take().filter(|session| !session.client.is_closed()) {
+            Some(session) => Ok(session),
+            None => {
+                self.states.clear();
+                Session::open(&self.settings.database).await
+            }
         }
     }
 
@@ -132,79 +143,9 @@ impl<C: BoundedContext> Worker<C> {
         batch
     }
 
-    /// Tries a batch until nothing of it is left to do, halving it where one command breaks it.
-    async fn settle(&mut self, batch: Batch<Payload<C>>) {
-        let mut todo = vec![batch];
-        let mut backoff = Backoff::new(&self.settings.processor);
-        while let Some(mut batch) = todo.pop() {
-            self.drop_revoked(&mut batch);
-            if batch.is_done() {
-                continue;
-            }
-            let started = Instant::now();
-            self.heartbeat.beat();
-            self.draws_ahead = todo.is_empty();
-            let heartbeat = self.heartbeat.clone();
-            let failure = match heartbeat.while_waiting("a batch", self.attempt(&mut batch)).await {
-                Ok(()) => {
-                    self.heartbeat.ready();
-                    self.follow_up(&batch, started);
-                    backoff = Backoff::new(&self.settings.processor);
-                    continue;
-                }
-                Err(failure) => failure,
-            };
-            match failure {
-                Failure::Transient(reason) | Failure::NoPartition(reason) => {
-                    let wait = backoff.failed(&reason);
-                    self.heartbeat.not_ready(reason);
-                    todo.push(batch);
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        // Nothing was committed: the next owner starts from the same offsets.
-                        () = self.shutdown.cancelled() => return,
-                    }
-                }
-                Failure::Command(index, reason) => {
-                    batch.commands[index].fail(reason);
-                    todo.push(batch);
-                }
-                Failure::Corrupt(streams) => {
-                    self.halt_streams(&batch, &streams);
-                    todo.push(batch);
-                }
-                Failure::Data(reason) | Failure::Unknown(reason) if batch.live().count() > 1 => {
-                    tracing::debug!(commands = batch.commands.len(), reason, "a batch failed; looking for the cause");
-                    let (first, second) = batch.split();
-                    todo.push(second);
-                    todo.push(first);
-                }
-                Failure::Data(reason) if !has_failed(&batch) => {
-                    let culprit = batch.live().next().map(|(index, _)| index);
-                    if let Some(index) = culprit {
-                        batch.commands[index].fail(reason);
-                    }
-                    todo.push(batch);
-                }
-                Failure::Data(reason) | Failure::Unknown(reason) => {
-                    for source in batch.moving() {
-                        self.consumers[source.lane].halt(
-                            &source.place,
-                            &reason,
-                            "Mend what the reason names; it is tried again by itself.",
-                        );
-                    }
-                }
-            }
-        }
-    }
-
     /// One transaction. An error leaves nothing behind, save an unknown end of the commit.
-    async fn attempt(&mut self, batch: &mut Batch<Payload<C>>) -> Result<(), Failure> {
-        let session = match self.session.take().filter(|session| !session.client.is_closed()) {
-            Some(session) => session,
-            None => Session::open(&self.settings.database).await?,
-        };
+    pub(super) async fn attempt(&mut self, batch: &mut Batch<Payload<C>>) -> Result<(), Failure> {
+        let session = self.take_session().await?;
         let outcome = self.transact(&session, batch).await;
         for source in batch.sources.iter_mut().filter(|source| source.lost) {
             tracing::info!(partition = %source.place, epoch = source.epoch,
@@ -219,19 +160,15 @@ impl<C: BoundedContext> Worker<C> {
                 Ok(())
             }
             Err(failure) => {
-                // A connection that cannot even roll back is dropped, and the server does it.
-                let rolled_back = session.client.batch_execute("rollback").await.is_ok();
-                if !rolled_back {
-                    return Err(failure);
-                }
-                match failure {
-                    // Whoever keeps house has not seen yet that the clock was set; the next try finds them.
-                    Failure::NoPartition(_) => {
-                        partitions::extend(&session.client, &self.settings.database).await?;
-                        self.session = Some(session);
+                // Of any other failure the session may be a part: it is dropped, and the server rolls back.
+                if failure.leaves_the_session() && session.roll_back().await {
+                    if let Failure::NoPartition(_) = failure {
+                        // Whoever keeps house has not seen yet that the clock was set; the next try finds them.
+                        let extended = partitions::extend(&session.client, &self.settings.database);
+                        let limit = self.settings.database.round_trip();
+                        store::bounded(limit, "make time partitions", extended).await?;
                     }
-                    Failure::Command(..) | Failure::Corrupt(_) | Failure::Data(_) => self.session = Some(session),
-                    Failure::Transient(_) | Failure::Unknown(_) => {}
+                    self.session = Some(session);
                 }
                 Err(failure)
             }
@@ -242,14 +179,15 @@ impl<C: BoundedContext> Worker<C> {
         let loaded = load::load(session, &self.scope, &mut self.states, batch).await?;
         crash_point!("processor.after_load");
         if batch.is_done() {
-            return session.client.batch_execute("rollback").await.map_err(Failure::at("roll back"));
+            let gone = || Failure::World("the connection broke while a batch was rolled back".into());
+            return if session.roll_back().await { Ok(()) } else { Err(gone()) };
         }
         let mut decided = decide::decide(&self.scope, batch, loaded)?;
         crash_point!("processor.after_decide");
         let every = self.settings.processor.snapshot_every_events;
         // A full batch more is waiting: it is read while PostgreSQL writes this one. Without a
         // backlog it is left to grow, so that batches are as large as they can be.
-        let ahead = self.draws_ahead && self.drawn.is_none() && self.lanes.waiting() >= self.lanes.commands_max;
+        let ahead = self.draws_ahead && self.drawn.is_none() && self.lanes.waiting() >= self.lanes.extent.now();
         let (appended, drawn) =
             futures_util::join!(append::append(session, &self.scope, batch, &mut decided, every), async {
                 ahead.then(|| self.draw(Some(batch)))
@@ -269,7 +207,7 @@ impl<C: BoundedContext> Worker<C> {
     }
 
     /// What follows a commit. Losing any of it does no harm.
-    fn follow_up(&mut self, batch: &Batch<Payload<C>>, started: Instant) {
+    pub(super) fn follow_up(&mut self, batch: &Batch<Payload<C>>, started: Instant) {
         self.wake.notify_one();
         for source in batch.moving() {
             let claim = Claim { epoch: source.epoch, next_offset: source.next, seq: 0 };
@@ -293,30 +231,6 @@ impl<C: BoundedContext> Worker<C> {
         metrics::gauge!("throughline_processor_waiting_commands").set(self.lanes.waiting() as f64);
     }
 
-    /// Sources whose claim is gone leave before they cost a transaction.
-    fn drop_revoked(&self, batch: &mut Batch<Payload<C>>) {
-        for source in &mut batch.sources {
-            source.out |= !self.lanes.mailboxes[source.lane].holds(&source.place, source.epoch);
-        }
-    }
-
-    /// Every partition that asks for such a stream stops; guessing its state could break its order.
-    fn halt_streams(&self, batch: &Batch<Payload<C>>, streams: &[(uuid::Uuid, String)]) {
-        for (stream_id, reason) in streams {
-            for (_, command) in batch.live().filter(|(_, command)| command.stream_id == *stream_id) {
-                let source = &batch.sources[command.source];
-                if self.lanes.mailboxes[source.lane].holds(&source.place, source.epoch) {
-                    let reason = format!("stream {stream_id} cannot be loaded: {reason}");
-                    let cure = format!(
-                        "`throughline stream show {stream_id}` shows what the store holds of it; mend that, or run a \
-                         version that can read it."
-                    );
-                    self.consumers[source.lane].halt(&source.place, &reason, &cure);
-                }
-            }
-        }
-    }
-
     /// After a takeover, an idle partition's offset in Kafka would stay behind for ever.
     fn announce(&mut self) {
         for (lane, mailbox) in self.lanes.mailboxes.iter().enumerate() {
@@ -333,8 +247,4 @@ impl<C: BoundedContext> Worker<C> {
 /// Marks a Kafka offset as ours: Kafka's own reset tool leaves it empty.
 fn metadata(epoch: i64) -> String {
     format!("e={epoch}")
-}
-
-fn has_failed<P>(batch: &Batch<P>) -> bool {
-    batch.live().any(|(_, command)| matches!(&command.ask, Ask::Refuse { code, .. } if *code == COMMAND_FAILED))
 }

@@ -1,25 +1,23 @@
-//! One batch: rows and checkpoints in one transaction, and what happens when that fails.
+//! One batch: rows and checkpoints in one transaction.
 //!
-//! A failing batch is halved until the failing event stands alone, so that its neighbours are
-//! applied meanwhile; then retries, then the policy. Order within a partition is never changed.
+//! A failing batch is halved until the failing event stands alone, so that its neighbours are applied
+//! meanwhile; what then happens to it is [`super::setback`]'s matter. PostgreSQL is authoritative.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoint::{Checkpoint, Move};
 use super::decode::{self, Body, Decoded, Item};
-use super::handler::Failure;
+use super::handler::{self, Failure};
 use super::transact::{self, Attempt};
 use super::{LIVE, Projector, park, reset};
 use crate::health::Heartbeat;
 use crate::kafka::{Batch, Claim, Consumer, Mailbox, TopicPartition};
-use crate::settings::FailurePolicy;
-use crate::store::StoreError;
+use crate::store::{Extent, Line, StoreError, bounded};
 
 /// Applies batches, on a connection of its own.
 pub(super) struct Applier<E: Send + Sync + 'static> {
@@ -30,20 +28,24 @@ pub(super) struct Applier<E: Send + Sync + 'static> {
     pub shutdown: CancellationToken,
     /// Whether parked rows may be open: then each batch asks which of its keys are concerned.
     pub parked_open: bool,
-    pub client: Option<Client>,
+    pub client: Option<Line>,
     /// Epochs seen per partition: a fresh claim may come with rows parked by its last owner.
     pub epochs: HashMap<i32, i64>,
     /// Seqs that operators discarded and that come again under the claims held, by partition.
     pub discarded: HashMap<i32, HashSet<i64>>,
+    /// Events of one transaction: fewer while so many cannot finish in time.
+    pub extent: Extent,
 }
 
 /// What is left to do of one batch.
-struct Work {
-    ranges: Vec<Range<usize>>,
+pub(super) struct Work {
+    pub ranges: Vec<Range<usize>>,
     /// Checkpoints as this batch stands; a partition missing here is dropped from the batch.
-    held: HashMap<i32, Checkpoint>,
-    sources: HashMap<i32, TopicPartition>,
-    tries: u32,
+    pub held: HashMap<i32, Checkpoint>,
+    pub sources: HashMap<i32, TopicPartition>,
+    pub tries: u32,
+    /// The last reason that was logged.
+    pub told: String,
 }
 
 impl<E: Send + Sync + 'static> Applier<E> {
@@ -54,6 +56,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
         heartbeat: Heartbeat,
         shutdown: CancellationToken,
     ) -> Self {
+        let extent = Extent::new(projector.settings.projection.batch_events_max);
         Self {
             projector,
             consumer,
@@ -64,6 +67,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
             client: None,
             epochs: HashMap::new(),
             discarded: HashMap::new(),
+            extent,
         }
     }
 
@@ -89,7 +93,8 @@ impl<E: Send + Sync + 'static> Applier<E> {
                     self.lost(&mut work, &lost);
                     work.ranges.push(range);
                 }
-                Err(Failure::Transient(error)) => self.transient(&mut work, range, &error).await,
+                Err(Failure::World(error)) => self.wait_out(&mut work, range, &error).await,
+                Err(Failure::Extent(error)) => self.narrow(&mut work, &decoded, range, &error).await,
                 Err(Failure::Handler { code, reason }) => {
                     self.failed(&mut work, &mut decoded, range, code, reason).await;
                 }
@@ -122,7 +127,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
                         self.epochs.insert(partition, epoch);
                     }
                 }
-                Err(error) => self.transient(work, 0..0, &error).await,
+                Err(error) => self.wait_out(work, 0..0, &error).await,
             }
         }
     }
@@ -130,7 +135,9 @@ impl<E: Send + Sync + 'static> Applier<E> {
     async fn discarded_ahead(&mut self, fresh: &[Checkpoint]) -> Result<HashMap<i32, HashSet<i64>>, StoreError> {
         let client = self.take_client().await?;
         let (partitions, seqs): (Vec<i32>, Vec<i64>) = fresh.iter().map(|held| (held.partition, held.seq)).unzip();
-        let found = park::discarded_ahead(&client, &self.projector.group, &partitions, &seqs).await?;
+        let limit = self.projector.settings.database.round_trip();
+        let asked = park::discarded_ahead(&*client, &self.projector.group, &partitions, &seqs);
+        let found = bounded(limit, "look for discarded events", asked).await?;
         self.client = Some(client);
         Ok(found)
     }
@@ -147,12 +154,13 @@ impl<E: Send + Sync + 'static> Applier<E> {
         if moves.is_empty() {
             return Ok(Attempt::Applied(moves));
         }
-        let (projector, mut client) = (self.projector.clone(), self.take_client().await?);
+        let projector = self.projector.clone();
+        let mut client = self.take_client().await.map_err(Failure::World)?;
         let ask =
             self.parked_open || items.iter().any(|item| matches!(item.body, Body::Poison { .. } | Body::Discarded));
         let outcome = transact::transact(&projector, &mut client, &items, &decoded.events, &moves, ask).await;
-        // After a failure the connection may be busy with what was given up.
-        if outcome.is_ok() {
+        // After a failure the connection may be busy with what was given up; an answer that names the data is one.
+        if outcome.is_ok() || matches!(outcome, Err(Failure::Handler { code: handler::REFUSED, .. })) {
             self.client = Some(client);
         }
         let (attempt, parked) = outcome?;
@@ -160,7 +168,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
         Ok(attempt)
     }
 
-    async fn take_client(&mut self) -> Result<Client, StoreError> {
+    async fn take_client(&mut self) -> Result<Line, StoreError> {
         match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => Ok(client),
             None => self.projector.connect(LIVE).await,
@@ -177,6 +185,9 @@ impl<E: Send + Sync + 'static> Applier<E> {
     ) {
         work.tries = 0;
         self.heartbeat.ready();
+        if !std::mem::take(&mut work.told).is_empty() {
+            tracing::info!(projection = self.projector.name(), "batches are applied again");
+        }
         for moved in moves {
             let partition = moved.from.partition;
             let checkpoint = Checkpoint { next_offset: moved.next_offset, seq: moved.seq, ..moved.from };
@@ -196,6 +207,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
                 metrics::histogram!("throughline_projection_delay_seconds", "projection" => name).record(delay);
             }
         }
+        self.extent.grow(events as usize);
         metrics::counter!("throughline_projection_events_total", "projection" => name).increment(u64::from(events));
         metrics::histogram!("throughline_projection_batch_events", "projection" => name).record(f64::from(events));
         metrics::histogram!("throughline_projection_batch_seconds", "projection" => name)
@@ -216,81 +228,6 @@ impl<E: Send + Sync + 'static> Applier<E> {
             self.consumer.reclaim(&work.sources[partition], held.epoch);
         }
     }
-
-    async fn transient(&self, work: &mut Work, range: Range<usize>, error: &StoreError) {
-        work.tries += 1;
-        self.heartbeat.not_ready(error.to_string());
-        tracing::warn!(projection = self.projector.name(), tries = work.tries, %error, "batch not applied; trying again");
-        self.wait(work.tries).await;
-        // Revoked meanwhile: whoever owns them now goes on from the checkpoint.
-        let (mailbox, sources) = (&self.mailbox, &work.sources);
-        work.held.retain(|partition, held| mailbox.holds(&sources[partition], held.epoch));
-        work.ranges.push(range);
-    }
-
-    async fn failed(
-        &mut self,
-        work: &mut Work,
-        decoded: &mut Decoded<E>,
-        range: Range<usize>,
-        code: &'static str,
-        reason: String,
-    ) {
-        if range.len() > 1 {
-            let middle = range.start + range.len() / 2;
-            work.ranges.push(middle..range.end);
-            work.ranges.push(range.start..middle);
-            return;
-        }
-        work.tries += 1;
-        let item = &mut decoded.items[range.start];
-        let (partition, seq) = (item.record.source.partition, item.seq);
-        let name = self.projector.name();
-        if work.tries <= self.projector.settings.projection.retries_max {
-            tracing::warn!(
-                projection = name,
-                partition,
-                seq,
-                code,
-                reason,
-                tries = work.tries,
-                "event not applied; trying again"
-            );
-            self.wait(work.tries).await;
-            work.ranges.push(range);
-            return;
-        }
-        work.tries = 0;
-        match self.projector.policy() {
-            FailurePolicy::Halt => {
-                work.held.remove(&partition);
-                let at = format!("seq {seq} (offset {}) cannot be applied ({code}): {reason}", item.record.offset);
-                self.consumer.halt(&work.sources[&partition], &at, &self.cure());
-            }
-            FailurePolicy::Park => {
-                tracing::error!(projection = name, partition, seq, code, reason, "event parked with its key");
-                item.body = Body::Poison { code, reason };
-                work.ranges.push(range);
-            }
-        }
-    }
-
-    fn cure(&self) -> String {
-        format!(
-            "Mend the cause and it goes on; or `throughline dlq list` and projection.on_failure=park for {}.",
-            self.projector.name()
-        )
-    }
-
-    async fn wait(&self, tries: u32) {
-        let settings = &self.projector.settings.projection;
-        let wait = settings.retry_wait_ms.saturating_mul(1 << tries.saturating_sub(1).min(16));
-        let wait = Duration::from_millis(wait.min(settings.retry_wait_max_ms));
-        tokio::select! {
-            () = self.shutdown.cancelled() => {}
-            () = tokio::time::sleep(wait) => {}
-        }
-    }
 }
 
 impl Work {
@@ -304,6 +241,7 @@ impl Work {
             held: batch.claims.iter().map(checkpoint).collect(),
             sources: batch.claims.keys().map(|source| (source.partition, source.clone())).collect(),
             tries: 0,
+            told: String::new(),
         }
     }
 }

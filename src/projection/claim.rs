@@ -13,7 +13,7 @@ use super::reset::{self, Start};
 use super::{LIVE, ProjectionLoopError, Projector, fill, gaps, state};
 use crate::kafka::consumer::{ClaimError, Committed, PartitionOwner};
 use crate::kafka::{Claim, KafkaError, TopicPartition};
-use crate::store::StoreError;
+use crate::store::{StoreError, bounded};
 
 /// Claims partitions for one projection.
 pub(super) struct CheckpointOwner<E: Send + Sync + 'static> {
@@ -24,7 +24,9 @@ impl<E: Send + Sync + 'static> PartitionOwner for CheckpointOwner<E> {
     fn epochs(&self) -> Result<HashMap<i32, i64>, ClaimError> {
         let rows = run(async {
             let client = self.projector.connect(LIVE).await?;
-            Ok(checkpoint::load(&client, self.projector.name(), LIVE).await?)
+            let limit = self.projector.settings.database.round_trip();
+            let read = checkpoint::load(&*client, self.projector.name(), LIVE);
+            Ok(bounded(limit, "read the epochs", read).await?)
         })?;
         Ok(rows.iter().map(|row| (row.partition, row.epoch)).collect())
     }
@@ -55,7 +57,8 @@ fn run<T>(work: impl Future<Output = Result<T, ProjectionLoopError>>) -> Result<
 
 fn classify(error: ProjectionLoopError) -> ClaimError {
     match error {
-        ProjectionLoopError::Store(error) if error.is_transient() => ClaimError::Transient(error.to_string()),
+        // What names the data here was said by the handler, in a refill, and came as the event's.
+        ProjectionLoopError::Store(error) => ClaimError::Transient(error.to_string()),
         ProjectionLoopError::Kafka(error) => ClaimError::Transient(error.to_string()),
         error => ClaimError::Halt {
             reason: error.to_string(),
@@ -97,14 +100,20 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         let projector = &self.projector;
         crate::crash_point!("projection.claim.named");
         let mut client = projector.connect(LIVE).await?;
-        let tx = client.transaction().await.map_err(StoreError::at("begin a claim"))?;
+        let limit = projector.settings.database.round_trip();
+        let begun = async { client.transaction().await.map_err(StoreError::at("begin a claim")) };
+        let tx = bounded(limit, "begin a claim", begun).await?;
+        let locked = async {
+            let taken = checkpoint::take(&tx, projector.name(), partition).await?;
+            // Asked under the lock: a switch to tables of another version waits for it, or is seen.
+            state::check_version(&tx, projector).await?;
+            Ok::<_, ProjectionLoopError>(taken)
+        };
+        let (held, topic_id) = bounded(limit, "lock a claim", locked).await?;
         // A refill may take longer than a statement of the loop.
         tx.batch_execute("set local statement_timeout = 0")
             .await
             .map_err(StoreError::at("set the claim's statement timeout"))?;
-        let (held, topic_id) = checkpoint::take(&tx, projector.name(), partition).await?;
-        // Asked under the lock: a switch to tables of another version waits for it, or is seen.
-        state::check_version(&tx, projector).await?;
         let is_known = topic_id.is_none() || view.topic_id.is_none() || topic_id == view.topic_id;
         let held = if is_known && held.next_offset <= view.kept.1 { held } else { self.find(&tx, held, view).await? };
         let wish = reset::open_wish(&tx, projector, partition, committed).await?;
@@ -114,8 +123,12 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
             moved = reset::refill(projector, &tx, moved).await?;
         }
         crate::crash_point!("projection.claim.before_commit");
-        let claimed = checkpoint::put(&tx, projector.name(), moved, view.topic_id.as_deref()).await?;
-        tx.commit().await.map_err(StoreError::at("commit a claim"))?;
+        let finished = async {
+            let claimed = checkpoint::put(&tx, projector.name(), moved, view.topic_id.as_deref()).await?;
+            tx.commit().await.map_err(StoreError::at("commit a claim"))?;
+            Ok::<_, StoreError>(claimed)
+        };
+        let claimed = bounded(limit, "commit a claim", finished).await?;
         crate::crash_point!("projection.claim.after_commit");
         Ok(claimed)
     }

@@ -15,7 +15,7 @@ use super::park::{self, Barred, Parked};
 use super::{LIVE, NEXT, ProjectionLoopError, Projector, gaps, handler, transact};
 use crate::engine::{Position, ProjectionError, Recorded};
 use crate::settings::FailurePolicy;
-use crate::store::{StoreError, destinations};
+use crate::store::{self, Blame, StoreError, destinations};
 
 /// Events fetched at a time, within a chunk.
 const FETCH_EVENTS: i32 = 5_000;
@@ -170,8 +170,8 @@ async fn attempt<E: Send + Sync>(
     let handler = AssertUnwindSafe(async { projector.projection.apply(tx, events).await });
     match handler.catch_unwind().await {
         Ok(Ok(())) => Ok(Ok(())),
-        Ok(Err(ProjectionError::Database(source))) if names_data(&source) => {
-            Ok(Err(("DATABASE_REFUSED", crate::store::describe(&source))))
+        Ok(Err(ProjectionError::Database(source))) if store::blame(&source) == Blame::Data => {
+            Ok(Err((handler::REFUSED, store::describe(&source))))
         }
         Ok(Err(ProjectionError::Database(source))) => {
             Err(StoreError::Statement { step: "apply events of the store", source }.into())
@@ -179,11 +179,6 @@ async fn attempt<E: Send + Sync>(
         Ok(Err(ProjectionError::Event(reason))) => Ok(Err(("HANDLER_REFUSED", reason))),
         Err(panic) => Ok(Err(("HANDLER_PANIC", handler::panic_text(panic.as_ref())))),
     }
-}
-
-/// Whether PostgreSQL refused what was to be written: a value out of range, a broken constraint.
-fn names_data(error: &tokio_postgres::Error) -> bool {
-    error.code().is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23"))
 }
 
 /// Decodes a row of [`SELECT`].

@@ -42,6 +42,7 @@ mod rebuild;
 mod replay;
 mod reset;
 mod run;
+mod setback;
 pub mod state;
 mod switch;
 mod transact;
@@ -61,7 +62,7 @@ use crate::engine::{EventCodec, Position, Projection};
 use crate::kafka::KafkaError;
 use crate::kafka::topics::TopicNames;
 use crate::settings::{FailurePolicy, Settings};
-use crate::store::{DatabaseRole, StoreError};
+use crate::store::{DatabaseRole, Line, StoreError};
 
 /// Live generation: the schema that queries read.
 pub const LIVE: &str = "read";
@@ -119,13 +120,15 @@ impl<E: Send + Sync + 'static> Projector<E> {
     }
 
     /// A connection in the projection's role whose unqualified names mean `generation`.
-    async fn connect(&self, generation: &str) -> Result<tokio_postgres::Client, StoreError> {
-        let client = crate::store::connect::connect(&self.settings.database, &self.role()).await?;
-        client
-            .batch_execute(&format!("set search_path = {generation}, pg_catalog"))
-            .await
-            .map_err(StoreError::at("choose the generation of the read tables"))?;
-        Ok(client)
+    async fn connect(&self, generation: &str) -> Result<Line, StoreError> {
+        // A statement ends before the handler's time does: then it is known who was slow.
+        let (statement, handler) =
+            (self.settings.database.statement_timeout_ms, self.settings.projection.apply_timeout_ms);
+        let setup = format!(
+            "set search_path = {generation}, pg_catalog; set statement_timeout = {};",
+            statement.min(handler / 4 * 3)
+        );
+        crate::store::connect::connect_with(&self.settings.database, &self.role(), &setup).await
     }
 }
 

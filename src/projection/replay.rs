@@ -100,7 +100,7 @@ impl From<ProjectionLoopError> for Refusal {
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Transient(error) => error.into(),
+            Failure::World(error) | Failure::Extent(error) => error.into(),
             Failure::Handler { code, reason } => Self::Handler(format!("{code}: {reason}")),
         }
     }

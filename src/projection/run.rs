@@ -18,6 +18,7 @@ use crate::health::{Health, Heartbeat, Partitions, Told};
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{Consumer, ConsumerOptions, KafkaError, Mailbox, TopicPartition, client};
 use crate::settings::Settings;
+use crate::store;
 
 /// How finely the linger looks whether the batch is full.
 const LINGER_STEP: Duration = Duration::from_millis(5);
@@ -35,6 +36,7 @@ pub async fn run<E: Send + Sync + 'static>(
     health: Arc<Health>,
     shutdown: CancellationToken,
 ) -> Result<(), ProjectionLoopError> {
+    store::connect::check(&settings.database)?;
     let projector = Projector::new(settings, &names, projection, codec);
     let name = projector.name();
     let heartbeat = health.register(format!("projection {name}"));
@@ -65,16 +67,24 @@ async fn supervise<E: Send + Sync + 'static>(
     let name = projector.name();
     let waits = Told::new(format!("projection {name} does not consume"));
     let breaks = Told::new(format!("the loop of projection {name} starts over"));
+    let limit = projector.settings.database.round_trip();
+    // What worked once is no mistake in the settings: a file that they name is away, for a while.
+    let mut begun = false;
     while !shutdown.is_cancelled() {
-        let waiting = match heartbeat.while_waiting("the projection's state", state::readiness(projector)).await {
+        let looked = store::bounded(limit, "look at the state", state::readiness(projector));
+        let waiting = match heartbeat.while_waiting("the projection's state", looked).await {
             Ok(Readiness::Ready) => {
                 waits.well();
                 heartbeat.ready();
                 let started = Instant::now();
                 match session(projector, heartbeat, partitions, shutdown).await {
-                    Ok(()) => continue,
-                    Err(error @ ProjectionLoopError::Kafka(KafkaError::Settings(_))) => return Err(error),
+                    Ok(()) => {
+                        begun = true;
+                        continue;
+                    }
+                    Err(error @ ProjectionLoopError::Kafka(KafkaError::Settings(_))) if !begun => return Err(error),
                     Err(error) => {
+                        begun = true;
                         heartbeat.not_ready(error.to_string());
                         breaks.ended_after(started.elapsed(), &error.to_string());
                         None
@@ -86,7 +96,6 @@ async fn supervise<E: Send + Sync + 'static>(
                 heartbeat.ready();
                 Some(reason)
             }
-            Err(error @ crate::store::StoreError::Settings(_)) => return Err(error.into()),
             Err(error) => {
                 heartbeat.not_ready(error.to_string());
                 Some(error.to_string())
@@ -163,7 +172,9 @@ async fn consume<E: Send + Sync + 'static>(
             _ = tick.tick() => {
                 announce(&mut announced, consumer, mailbox);
                 let heartbeat = applier.heartbeat.clone();
-                match heartbeat.while_waiting("the projection's state", state::sample(&mut applier)).await {
+                let limit = projector.settings.database.round_trip();
+                let sampled = store::bounded(limit, "look at the state", state::sample(&mut applier));
+                match heartbeat.while_waiting("the projection's state", sampled).await {
                     Ok(Readiness::Ready) => applier.heartbeat.ready(),
                     Ok(Readiness::Waiting(_)) => return Ok(()),
                     // The batches notice as well, and keep trying.
@@ -174,11 +185,11 @@ async fn consume<E: Send + Sync + 'static>(
                 }
                 continue;
             }
-            batch = mailbox.take(limits.batch_events_max, limits.batch_bytes_max) => batch,
+            batch = mailbox.take(applier.extent.now(), limits.batch_bytes_max) => batch,
         };
         let Some(batch) = batch else { return Ok(()) };
         applier.process(batch).await;
-        linger(mailbox, limits.batch_events_max, Duration::from_millis(limits.linger_ms)).await;
+        linger(mailbox, applier.extent.now(), Duration::from_millis(limits.linger_ms)).await;
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) enum Readiness {
 /// Looks whether the projection may run.
 pub(super) async fn readiness<E: Send + Sync>(projector: &Projector<E>) -> Result<Readiness, StoreError> {
     let client = projector.connect(LIVE).await?;
-    judge(&client, projector).await
+    judge(&*client, projector).await
 }
 
 async fn judge<E: Send + Sync>(client: &impl GenericClient, projector: &Projector<E>) -> Result<Readiness, StoreError> {
@@ -64,10 +64,10 @@ pub(super) async fn sample<E: Send + Sync + 'static>(applier: &mut Applier<E>) -
         Some(client) => client,
         None => projector.connect(LIVE).await?,
     };
-    let readiness = judge(&client, &projector).await?;
+    let readiness = judge(&*client, &projector).await?;
     // An idle loop loses no compare-and-set: a switch or rollback would go unnoticed.
     let claims = applier.mailbox.claims();
-    for row in checkpoint::load(&client, projector.name(), LIVE).await? {
+    for row in checkpoint::load(&*client, projector.name(), LIVE).await? {
         for (source, claim) in claims.iter().filter(|(source, _)| source.partition == row.partition) {
             if claim.epoch < row.epoch {
                 tracing::info!(
@@ -79,9 +79,9 @@ pub(super) async fn sample<E: Send + Sync + 'static>(applier: &mut Applier<E>) -
             }
         }
     }
-    applier.parked_open = park::any_open(&client, &projector.group, &projector.topic).await?;
+    applier.parked_open = park::any_open(&*client, &projector.group, &projector.topic).await?;
     let name = projector.name();
-    for lag in lags(&client, &projector.topic, name).await? {
+    for lag in lags(&*client, &projector.topic, name).await? {
         let labels = [("projection", name.to_owned()), ("partition", lag.partition.to_string())];
         metrics::gauge!("throughline_projection_lag_events", &labels).set(lag.events as f64);
         metrics::gauge!("throughline_projection_lag_seconds", &labels).set(lag.seconds);

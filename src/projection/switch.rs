@@ -57,7 +57,7 @@ pub(super) async fn unhurried<E: Send + Sync>(projector: &Projector<E>) -> Resul
 /// Lifts the loops' timeouts from a connection that nobody waits for.
 pub(super) async fn take_time(client: &Client) -> Result<(), StoreError> {
     client
-        .batch_execute("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0")
+        .batch_execute("set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0")
         .await
         .map_err(StoreError::at("set the timeouts of a rebuild"))
 }

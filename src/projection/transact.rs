@@ -12,7 +12,7 @@ use super::decode::{Body, Item};
 use super::handler::{self, Failure};
 use super::{LIVE, Projector, gaps, park};
 use crate::engine::Recorded;
-use crate::store::DeadLetter;
+use crate::store::{DeadLetter, bounded};
 
 /// What became of it.
 pub(super) enum Attempt {
@@ -52,14 +52,21 @@ pub(super) async fn transact<E: Send + Sync>(
     moves: &[Move],
     ask: bool,
 ) -> Result<(Attempt, bool), Failure> {
-    let tx = client.transaction().await.map_err(Failure::ours("begin a batch"))?;
-    let advance = checkpoint::advance(&tx, projector.name(), moves);
+    let limit = projector.settings.database.round_trip();
+    let begun = async { client.transaction().await.map_err(Failure::ours("begin a batch")) };
+    let tx = bounded(limit, "begin a batch", begun).await?;
+    let advance = bounded(limit, "move checkpoints", async {
+        checkpoint::advance(&tx, projector.name(), moves).await.map_err(Failure::ours("move checkpoints"))
+    });
     let (moved, applied, parked) = if ask {
-        let moved = advance.await;
-        let split = split_parked(projector, &tx, items).await?;
+        let moved = advance.await?;
+        let split = bounded(limit, "look for parked keys", split_parked(projector, &tx, items)).await?;
         let applied = apply_runs(projector, &tx, events, &split.runs).await;
-        park::park(&tx, &split.letters).await?;
-        gaps::leave_out(&tx, projector.name(), LIVE, &split.left_out).await?;
+        let parked = async {
+            park::park(&tx, &split.letters).await?;
+            gaps::leave_out(&tx, projector.name(), LIVE, &split.left_out).await
+        };
+        bounded(limit, "park events", parked).await?;
         metrics::counter!("throughline_projection_parked_total", "projection" => projector.name())
             .increment(split.letters.len() as u64);
         (moved, applied, !split.letters.is_empty())
@@ -67,9 +74,8 @@ pub(super) async fn transact<E: Send + Sync>(
         // Sent together: the compare-and-set reaches the server first and costs no round trip.
         let runs = runs(items.iter().filter_map(|item| event_of(item)));
         let (moved, applied) = futures_util::join!(advance, apply_runs(projector, &tx, events, &runs));
-        (moved, applied, false)
+        (moved?, applied, false)
     };
-    let moved = moved.map_err(Failure::ours("move checkpoints"))?;
     let lost: HashSet<i32> =
         moves.iter().map(|wanted| wanted.from.partition).filter(|partition| !moved.contains(partition)).collect();
     if !lost.is_empty() {
@@ -77,7 +83,9 @@ pub(super) async fn transact<E: Send + Sync>(
     }
     applied?;
     crate::crash_point!("projection.before_commit");
-    tx.commit().await.map_err(Failure::ours("commit a batch"))?;
+    // Deferred constraints and triggers speak here, for the handler's rows.
+    bounded(limit, "commit a batch", async { tx.commit().await.map_err(Failure::of_the_handler("commit a batch")) })
+        .await?;
     crate::crash_point!("projection.after_commit");
     Ok((Attempt::Applied(moves.to_vec()), parked))
 }

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use futures_util::try_join;
 use tokio::sync::{Notify, watch};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Row, Statement};
 use tokio_util::sync::CancellationToken;
 
 use super::status::Gauges;
 use crate::health::{Heartbeat, Told};
 use crate::settings::Settings;
-use crate::store::{DatabaseRole, StoreError, connect};
+use crate::store::{DatabaseRole, Line, StoreError, bounded, connect};
 
 /// A partition of a destination topic, by the topic's small id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,16 +82,9 @@ impl Leases {
         self.released.notify_one();
     }
 
-    /// Keeps the leases until `stop`; then gives all of them back.
-    ///
-    /// # Errors
-    /// Only what time does not heal: a schema that does not fit, settings that cannot be used.
-    pub async fn keep(
-        self: Arc<Self>,
-        settings: Arc<Settings>,
-        heartbeat: Heartbeat,
-        stop: CancellationToken,
-    ) -> Result<(), StoreError> {
+    /// Keeps the leases until `stop`; then gives all of them back. Whatever PostgreSQL answers meanwhile is
+    /// waited out.
+    pub async fn keep(self: Arc<Self>, settings: Arc<Settings>, heartbeat: Heartbeat, stop: CancellationToken) {
         let mut keeper =
             Keeper { leases: self.clone(), connection: None, table: LeaseTable::default(), gauges: Gauges::default() };
         let turn = self.duration / 3;
@@ -99,22 +92,20 @@ impl Leases {
         loop {
             let turned = match keeper.connect(&settings).await {
                 // What is left of the lease then is enough for another connection.
-                Ok(()) => tokio::time::timeout(self.duration / 2, keeper.turn()).await,
-                Err(error) => Ok(Err(error)),
+                Ok(()) => bounded(self.duration / 2, "renew the relay's leases", keeper.turn()).await,
+                Err(error) => Err(error),
             };
             match turned {
-                Ok(Ok(())) => {
+                Ok(()) => {
                     heartbeat.ready();
                     told.well();
                 }
-                Ok(Err(error)) if !error.is_transient() => return Err(error),
-                failed => {
+                Err(error) => {
+                    // What it holds is checked by epoch and by the clock: a new connection can only be told of less.
                     keeper.connection = None;
-                    heartbeat.not_ready("leases cannot be renewed");
-                    told.failed(&match failed {
-                        Ok(Err(error)) => error.to_string(),
-                        _ => format!("no answer within {:?}", self.duration / 2),
-                    });
+                    let reason = error.to_string();
+                    heartbeat.not_ready(format!("leases cannot be renewed: {reason}"));
+                    told.failed(&reason);
                 }
             }
             tokio::select! {
@@ -124,18 +115,15 @@ impl Leases {
             }
         }
         // Others need not wait for the leases to run out. If this fails they do wait.
-        let reason = match tokio::time::timeout(self.duration, keeper.release_all()).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(late) => late.to_string(),
-        };
-        tracing::warn!(reason, "relay leases were not handed back; they run out by themselves");
-        Ok(())
+        let released = bounded(self.duration, "hand the relay's leases back", keeper.release_all());
+        if let Err(error) = released.await {
+            tracing::warn!(%error, "relay leases were not handed back; they run out by themselves");
+        }
     }
 }
 
 struct Connection {
-    client: Client,
+    client: Line,
     enlist: Statement,
     renew: Statement,
     members: Statement,
@@ -187,7 +175,8 @@ struct Keeper {
 impl Keeper {
     async fn connect(&mut self, settings: &Settings) -> Result<(), StoreError> {
         if self.connection.is_none() {
-            self.connection = Some(prepare(settings).await?);
+            let limit = settings.database.round_trip();
+            self.connection = Some(bounded(limit, "prepare the relay's lease statements", prepare(settings)).await?);
         }
         Ok(())
     }
@@ -321,7 +310,7 @@ impl Keeper {
 }
 
 async fn prepare(settings: &Settings) -> Result<Connection, StoreError> {
-    let client = connect::connect(&settings.database, &DatabaseRole::Relay).await?;
+    let client = connect::connect_with(&settings.database, &DatabaseRole::Relay, "").await?;
     let at = StoreError::at("prepare the relay's lease statements");
     let (enlist, renew, members, leases, acquire, release) = try_join!(
         client.prepare(ENLIST),

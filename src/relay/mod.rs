@@ -73,12 +73,13 @@ use uuid::Uuid;
 use crate::health::Health;
 use crate::kafka::KafkaError;
 use crate::settings::Settings;
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 
-/// What ends the relay; everything that time can heal is tried again instead.
+/// What ends the relay: settings that cannot be used, at its start, and defects. Whatever comes later is tried
+/// again instead.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
-    /// The database's schema or settings do not fit.
+    /// The database's settings do not fit.
     #[error("relay: {0}")]
     Store(#[from] StoreError),
     /// Kafka's settings do not fit.
@@ -90,6 +91,9 @@ pub enum RelayError {
     /// A task of ours panicked: a defect.
     #[error("relay: {0}")]
     Defect(#[from] tokio::task::JoinError),
+    /// The keeper of the leases ended without being told to: a defect.
+    #[error("relay: its leases are kept no longer")]
+    Ended,
 }
 
 /// Publishes every registered destination's outbox until `shutdown`; then waits for what is in
@@ -100,6 +104,7 @@ pub async fn run(
     health: Arc<Health>,
     shutdown: CancellationToken,
 ) -> Result<(), RelayError> {
+    store::connect::check(&settings.database)?;
     let leases = lease::Leases::new(owner_name(), Duration::from_millis(settings.relay.lease_ms.max(1)));
     let stop_keeping = CancellationToken::new();
     // Ends with this future, so that a relay that is gone renews nothing.
@@ -111,14 +116,12 @@ pub async fn run(
     let mut publishing = tokio::task::spawn_blocking(move || on_this_thread(stream, stop));
     let published = tokio::select! {
         published = &mut publishing => published?,
-        kept = &mut keeper => {
-            kept??;
-            Ok(())
-        }
+        // It ends when it is told to, and not before.
+        kept = &mut keeper => Err(kept.err().map_or(RelayError::Ended, RelayError::Defect)),
     };
     stop_keeping.cancel();
     if !keeper.is_finished() {
-        (&mut keeper).await??;
+        (&mut keeper).await?;
     }
     published
 }

@@ -70,13 +70,13 @@ impl Stream {
             bytes.moved(0, ours.acknowledged.in_flight_bytes());
         }
         let takers = self.partitions.values().filter(|ours| ours.backlog && ours.is_read()).count();
-        let batch_rows_max = bounds.batch_rows_max;
+        let rows_max = self.extent.now() as i64;
         let request = |(key, ours): (&PartitionKey, &mut Partition)| {
             if !ours.is_read() {
                 return None;
             }
             let rows = ours.share(&rows, &bytes, takers)?;
-            let rows = ours.rows_wanted(rows.min(batch_rows_max))?;
+            let rows = ours.rows_wanted(rows.min(rows_max))?;
             Some(ReadRequest { key: *key, after: ours.sent, rows })
         };
         self.partitions.iter_mut().filter_map(request).collect()
@@ -104,7 +104,11 @@ impl Stream {
                 ours.learn(rows as u64, bytes, rows >= asked.rows || page.cut == Some(asked.key));
             }
         }
-        taken?;
+        match taken {
+            Ok(()) => self.extent.grow(page.counts.iter().map(|(_, rows, _)| *rows as usize).max().unwrap_or(0)),
+            Err(RelayError::Store(error)) => return Err(self.narrow(error, requests)),
+            Err(error) => return Err(error),
+        }
         self.set_pace(started, page.rows, backlog);
         for (key, alarm) in page.alarms {
             self.halt(key, alarm);
@@ -144,8 +148,7 @@ impl Stream {
                 None => match tokio::time::timeout(patience, rows.next()).await {
                     Ok(row) => row,
                     Err(_) => {
-                        self.lose_database(&format!("no row within {patience:?}"));
-                        return Ok(());
+                        return Err(StoreError::Silent { step: "read a row of the outbox", waited: patience }.into());
                     }
                 },
             };
@@ -184,7 +187,7 @@ impl Stream {
         })
     }
 
-    fn begin_producing(&mut self) -> Result<(), RelayError> {
+    pub(super) fn begin_producing(&mut self) -> Result<(), RelayError> {
         if self.publisher.is_none() {
             let in_flight_max = self.settings.relay.in_flight_max;
             self.publisher = Some(Publisher::new(&self.settings.kafka, in_flight_max, self.progress.clone())?);

@@ -349,43 +349,5 @@ impl Publisher {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn acknowledgements_count_without_a_hole() {
-        let acknowledged = Acknowledged::new(Start { after: 7, missing: 0 });
-        assert!(acknowledged.advance(9, 8).is_err() && acknowledged.advance(7, 8).is_err());
-        assert!(acknowledged.advance(8, 7).is_ok() && acknowledged.advance(9, 20).is_ok());
-        assert!(acknowledged.advance(10, -1).is_ok(), "a broker that took it before does not tell where");
-        assert_eq!(acknowledged.seq(), 10);
-    }
-
-    #[test]
-    fn a_record_where_its_predecessors_have_no_room_is_told() {
-        let acknowledged = Acknowledged::new(Start { after: 7, missing: 0 });
-        assert!(acknowledged.advance(8, 6).unwrap_err().contains("offset 6"));
-        assert_eq!(acknowledged.seq(), 7);
-        let accepted = Acknowledged::new(Start { after: 7, missing: 7 });
-        assert!(accepted.advance(8, 0).is_ok() && accepted.advance(9, 0).is_err());
-    }
-
-    #[test]
-    fn what_keeps_the_topic_whole_cannot_be_switched_off() {
-        let mut settings = KafkaSettings::default();
-        let wanted = [
-            ("message.timeout.ms", "0"),
-            ("enable.idempotence", "true"),
-            ("enable.gapless.guarantee", "true"),
-            ("acks", "all"),
-        ];
-        for (name, _) in wanted.into_iter().chain([("delivery.timeout.ms", "")]) {
-            settings.librdkafka.insert(name.to_owned(), "1".to_owned());
-        }
-        let config = config(&settings);
-        for (name, value) in wanted {
-            assert_eq!(config.get(name), Some(value), "{name}");
-        }
-        assert_eq!(config.get("delivery.timeout.ms"), None, "another name of message.timeout.ms");
-    }
-}
+#[path = "publisher_tests.rs"]
+mod tests;

@@ -11,8 +11,10 @@ use super::RelayError;
 use super::lease::PartitionKey;
 use super::partition::State;
 use super::publisher::Publisher;
-use super::reader::Mark;
+use super::reader::{Mark, ReadRequest};
 use super::stream::{BACKOFF, Stream};
+use crate::kafka::KafkaError;
+use crate::store::{Blame, StoreError};
 
 /// `published` moves at most this often while busy, in one statement for all partitions.
 const MARK_INTERVAL: Duration = Duration::from_millis(50);
@@ -37,14 +39,12 @@ impl Stream {
             crate::crash_point!("relay.before_mark");
         }
         let Some(reader) = self.reader.as_ref() else { return Ok(()) };
-        let patience = self.leases.duration;
         // The marks go first: their answer must not wait behind rows that nobody takes yet.
-        let both = async { try_join!(reader.mark(&self.leases.owner, &marks), reader.read(&requests)) };
-        let Ok(answers) = tokio::time::timeout(patience, both).await else {
-            self.lose_database(&format!("no answer within {patience:?}"));
-            return Ok(());
+        let answers = try_join!(reader.mark(&self.leases.owner, &marks), reader.read(&requests));
+        let (marked, rows) = match answers {
+            Ok(answers) => answers,
+            Err(error) => return Err(self.narrow(error, &requests)),
         };
-        let (marked, rows) = answers?;
         if !marks.is_empty() {
             crate::crash_point!("relay.after_mark");
         }
@@ -181,18 +181,44 @@ impl Stream {
         end.map_or(Duration::ZERO, |end| end.saturating_duration_since(Instant::now()))
     }
 
+    /// A page that could not be read in time is asked for with fewer rows.
+    pub(super) fn narrow(&mut self, error: StoreError, requests: &[ReadRequest]) -> RelayError {
+        let rows = requests.iter().map(|request| request.rows).max().unwrap_or(0);
+        if error.blame() == Blame::Extent && rows > 0 {
+            self.extent.shrink(usize::try_from(rows).unwrap_or(usize::MAX));
+        }
+        error.into()
+    }
+
     pub(super) fn back_off(&mut self) {
         self.retry_at = Instant::now() + self.backoff;
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
     }
 
     /// The connection is given up; a new one is made after a wait.
-    pub(super) fn lose_database(&mut self, reason: &str) {
+    pub(super) fn lose_database(&mut self, error: &StoreError) {
         self.reader = None;
         self.back_off();
         self.next_read = self.retry_at;
-        if !std::mem::replace(&mut self.database_away, true) {
-            tracing::warn!(reason, "the outbox cannot be read; tried again for as long as it takes");
+        let reason = format!("the outbox cannot be read: {error}");
+        self.note_away(reason);
+    }
+
+    /// No client of Kafka's can be made, though one could at the start.
+    pub(super) fn lose_kafka(&mut self, error: &KafkaError) {
+        for ours in self.partitions.values_mut().filter(|ours| ours.state == State::Aligning) {
+            ours.state = State::Unaligned { from: Instant::now() };
         }
+        self.back_off();
+        self.next_read = self.retry_at;
+        self.note_away(error.to_string());
+    }
+
+    /// Why nothing goes on: one line of log where it begins, and where it changes.
+    fn note_away(&mut self, reason: String) {
+        if self.away.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "the relay waits; tried again for as long as it takes");
+        }
+        self.away = Some(reason);
     }
 }

@@ -5,17 +5,18 @@
 //! the shape of a record's headers.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
 use super::lease::PartitionKey;
 use crate::kafka::headers::Envelope;
 use crate::settings::DatabaseSettings;
-use crate::store::{DatabaseRole, StoreError, connect};
+use crate::store::{DatabaseRole, Line, StoreError, bounded, connect};
 
 /// What to read of one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,27 +127,29 @@ const MARK: &str = "
 
 /// The connection with its statements.
 pub struct Reader {
-    client: Client,
+    client: Line,
     read: Statement,
     mark: Statement,
+    /// Of a round trip: a lease has to outlast it.
+    limit: Duration,
 }
 
+// The plan must be the index scan of a few rows, even while a time partition is so young that its
+// statistics say it is empty. A watermark lost with the server's memory only costs a look at Kafka's tail.
+const SETUP: &str = "set enable_seqscan = off; set enable_bitmapscan = off; set plan_cache_mode = force_generic_plan;
+                     set max_parallel_workers_per_gather = 0; set synchronous_commit = off";
+
 impl Reader {
-    pub async fn connect(settings: &DatabaseSettings) -> Result<Self, StoreError> {
-        let client = connect::connect(settings, &DatabaseRole::Relay).await?;
-        client
-            .batch_execute(
-                // The plan must be the index scan of a few rows, even while a time partition is so
-                // young that its statistics say it is empty. A watermark lost with the server's
-                // memory only costs a look at Kafka's tail.
-                "set enable_seqscan = off; set enable_bitmapscan = off; set plan_cache_mode = force_generic_plan;
-                 set max_parallel_workers_per_gather = 0; set synchronous_commit = off",
-            )
-            .await
-            .map_err(StoreError::at("set up the relay's connection"))?;
-        let read = client.prepare(READ).await.map_err(StoreError::at("prepare to read the outbox"))?;
-        let mark = client.prepare(MARK).await.map_err(StoreError::at("prepare to mark what is published"))?;
-        Ok(Self { client, read, mark })
+    /// A connection whose every round trip takes `limit` at most.
+    pub async fn connect(settings: &DatabaseSettings, limit: Duration) -> Result<Self, StoreError> {
+        let client = connect::connect_with(settings, &DatabaseRole::Relay, SETUP).await?;
+        let prepared = async {
+            let read = client.prepare(READ).await.map_err(StoreError::at("prepare to read the outbox"))?;
+            let mark = client.prepare(MARK).await.map_err(StoreError::at("prepare to mark what is published"))?;
+            Ok::<_, StoreError>((read, mark))
+        };
+        let (read, mark) = bounded(limit, "prepare the relay's statements", prepared).await?;
+        Ok(Self { client, read, mark, limit })
     }
 
     /// Committed rows of all `requests`, in one round trip: one partition after the other, each by seq. None
@@ -164,7 +167,9 @@ impl Reader {
         let after: Vec<i64> = requests.iter().map(|request| request.after).collect();
         let rows: Vec<i64> = requests.iter().map(|request| request.rows).collect();
         let parameters: [&(dyn ToSql + Sync); 4] = [&partitions, &topics, &after, &rows];
-        let rows = self.client.query_raw(&self.read, parameters).await.map_err(StoreError::at("read the outbox"))?;
+        let step = "read the outbox";
+        let begun = async { self.client.query_raw(&self.read, parameters).await.map_err(StoreError::at(step)) };
+        let rows = bounded(self.limit, step, begun).await?;
         Ok(Some(rows.map(|row| row.map(OutboxRow).map_err(StoreError::at("read the outbox")))))
     }
 
@@ -178,11 +183,10 @@ impl Reader {
         let topics: Vec<i16> = marks.iter().map(|mark| mark.key.topic).collect();
         let epochs: Vec<i64> = marks.iter().map(|mark| mark.epoch).collect();
         let published: Vec<i64> = marks.iter().map(|mark| mark.published).collect();
-        let rows = self
-            .client
-            .query(&self.mark, &[&owner, &partitions, &topics, &epochs, &published])
-            .await
-            .map_err(StoreError::at("mark what is published"))?;
+        let step = "mark what is published";
+        let parameters: [&(dyn ToSql + Sync); 5] = [&owner, &partitions, &topics, &epochs, &published];
+        let marked = async { self.client.query(&self.mark, &parameters).await.map_err(StoreError::at(step)) };
+        let rows = bounded(self.limit, step, marked).await?;
         Ok(rows.iter().map(|row| PartitionKey { topic: row.get(1), partition: row.get(0) }).collect())
     }
 
@@ -190,17 +194,13 @@ impl Reader {
     pub async fn standings(&self, keys: &[PartitionKey]) -> Result<HashMap<PartitionKey, Standing>, StoreError> {
         let partitions: Vec<i32> = keys.iter().map(|key| key.partition).collect();
         let topics: Vec<i16> = keys.iter().map(|key| key.topic).collect();
-        let rows = self
-            .client
-            .query(
-                "select c.partition, c.topic, c.last_seq, l.published
-                 from unnest($1::int[], $2::smallint[]) as wanted (partition, topic)
-                 join throughline.counters c using (partition, topic)
-                 join throughline.relay_leases l using (partition, topic)",
-                &[&partitions, &topics],
-            )
-            .await
-            .map_err(StoreError::at("read how far the store got"))?;
+        let step = "read how far the store got";
+        let statement = "select c.partition, c.topic, c.last_seq, l.published
+                         from unnest($1::int[], $2::smallint[]) as wanted (partition, topic)
+                         join throughline.counters c using (partition, topic)
+                         join throughline.relay_leases l using (partition, topic)";
+        let read = async { self.client.query(statement, &[&partitions, &topics]).await.map_err(StoreError::at(step)) };
+        let rows = bounded(self.limit, step, read).await?;
         let standing = |row: &Row| {
             let key = PartitionKey { topic: row.get(1), partition: row.get(0) };
             (key, Standing { last_seq: row.get(2), published: row.get(3) })
@@ -210,15 +210,12 @@ impl Reader {
 
     /// Writes down why `key` stopped, or that it goes on.
     pub async fn note_halt(&self, owner: &str, key: PartitionKey, why: Option<&str>) -> Result<(), StoreError> {
-        self.client
-            .execute(
-                "update throughline.relay_leases set halted = $4
-                 where partition = $1 and topic = $2 and owner = $3 and halted is distinct from $4",
-                &[&key.partition, &key.topic, &owner, &why],
-            )
-            .await
-            .map(|_| ())
-            .map_err(StoreError::at("note why a partition stopped"))
+        let step = "note why a partition stopped";
+        let statement = "update throughline.relay_leases set halted = $4
+                         where partition = $1 and topic = $2 and owner = $3 and halted is distinct from $4";
+        let parameters: [&(dyn ToSql + Sync); 4] = [&key.partition, &key.topic, &owner, &why];
+        let noted = async { self.client.execute(statement, &parameters).await.map(drop).map_err(StoreError::at(step)) };
+        bounded(self.limit, step, noted).await
     }
 
     /// Whether the server closed the connection.

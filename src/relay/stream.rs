@@ -19,6 +19,7 @@ use super::reader::Reader;
 use super::telling::reason_and_cure;
 use crate::health::{Heartbeat, Partitions};
 use crate::settings::Settings;
+use crate::store::Extent;
 
 /// First and longest wait after a failure of the database or the producer.
 pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -45,7 +46,10 @@ pub struct Stream {
     pub(super) marked_at: Instant,
     pub(super) retry_at: Instant,
     pub(super) backoff: Duration,
-    pub(super) database_away: bool,
+    /// Rows of one partition in a page, at most: fewer while so many cannot be read in time.
+    pub(super) extent: Extent,
+    /// Why nothing goes on, as it was told.
+    pub(super) away: Option<String>,
 }
 
 impl Stream {
@@ -58,6 +62,7 @@ impl Stream {
         let now = Instant::now();
         Self {
             poll: Duration::from_millis(settings.relay.poll_min_ms.max(1)),
+            extent: Extent::new(usize::try_from(settings.relay.batch_rows_max).unwrap_or(usize::MAX)),
             settings,
             table: leases.subscribe(),
             leases,
@@ -75,22 +80,27 @@ impl Stream {
             marked_at: now,
             retry_at: now,
             backoff: BACKOFF.0,
-            database_away: false,
+            away: None,
         }
     }
 
     /// Publishes until `shutdown`, then drains.
+    ///
+    /// # Errors
+    /// Kafka's options cannot be used, at the start. What comes later is waited out.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), RelayError> {
+        self.begin_producing()?;
         while !shutdown.is_cancelled() {
             let heartbeat = self.heartbeat.clone();
             match heartbeat.while_waiting("the outbox", self.turn()).await {
                 Ok(()) => {}
-                Err(RelayError::Store(error)) if error.is_transient() => self.lose_database(&error.to_string()),
+                Err(RelayError::Store(error)) => self.lose_database(&error),
+                Err(RelayError::Kafka(error)) => self.lose_kafka(&error),
                 Err(error) => return Err(error),
             }
-            match self.database_away {
-                false => self.heartbeat.ready(),
-                true => self.heartbeat.not_ready("the outbox cannot be read"),
+            match &self.away {
+                None => self.heartbeat.ready(),
+                Some(reason) => self.heartbeat.not_ready(reason.as_str()),
             }
             self.tell();
             self.wait(&shutdown).await;
@@ -112,11 +122,11 @@ impl Stream {
             return Ok(());
         }
         if self.reader.as_ref().is_none_or(Reader::is_closed) {
-            self.reader = Some(Reader::connect(&self.settings.database).await?);
-            if std::mem::take(&mut self.database_away) {
+            let limit = self.leases.duration.min(self.settings.database.round_trip());
+            self.reader = Some(Reader::connect(&self.settings.database, limit).await?);
+            if self.away.is_some() {
                 // What was not looked at meanwhile did not stand at Kafka.
                 self.partitions.values_mut().for_each(|ours| ours.hear(Instant::now()));
-                tracing::info!("the relay reads the outbox again");
             }
         }
         self.tell_silence();
@@ -126,6 +136,9 @@ impl Stream {
         self.measure();
         pumped?;
         self.hand_back();
+        if self.away.take().is_some() {
+            tracing::info!("the relay goes on");
+        }
         Ok(())
     }
 

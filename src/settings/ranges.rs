@@ -22,8 +22,10 @@ const RANGES: &[(&str, i64, i64)] = &[
     ("database.pool_connections_max", 1, 10_000),
     ("database.pool_wait_ms", 10, MS),
     ("database.connect_wait_ms", 10, MS),
+    ("database.connect_timeout_ms", 10, MS),
     // To PostgreSQL 0 is no bound at all; heartbeats and the fencing of zombies rely on one.
     ("database.statement_timeout_ms", 100, MS),
+    ("database.round_trip_timeout_ms", 100, MS),
     ("database.idle_in_transaction_timeout_ms", 100, MS),
     ("database.command_retention_days", 1, 36_500),
     ("database.command_partition_days", 1, 366),

@@ -1,15 +1,21 @@
-//! Pools and single connections, each in the database role of the loop that asked.
+//! Connections outside any pool, each in the database role of the loop that asked, and the bound on what a loop
+//! waits for on them.
 
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
-use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::{Client, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::StoreError;
+use super::dial::Dialer;
 use crate::settings::DatabaseSettings;
+
+/// A question that waits for no lock and reads no table is answered by then, or nobody is there.
+pub const PING_WAIT: Duration = Duration::from_secs(3);
+/// People's commands, and what is installed, may take as many times the loops' statement timeout.
+const OWNERS_PATIENCE: u64 = 6;
 
 /// Group roles of the migrations; a connection takes one with `SET ROLE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,175 +51,94 @@ impl DatabaseRole {
     }
 }
 
-/// A pool of connections in one role. Cheap to clone.
-#[derive(Clone)]
-pub struct Database {
-    pool: Pool,
-    target: String,
+/// A connection that a loop keeps. It ends when it is dropped, whatever it waits for: the driver alone would carry
+/// on until the answer comes, with the locks that its transaction holds.
+#[derive(Debug)]
+pub struct Line {
+    client: Client,
+    _carried: AbortOnDropHandle<()>,
 }
 
-impl std::fmt::Debug for Database {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Database").field("target", &self.target).finish_non_exhaustive()
-    }
-}
+impl Deref for Line {
+    type Target = Client;
 
-impl Database {
-    /// Prepares a pool; nothing is connected before the first [`Database::client`].
-    pub fn new(settings: &DatabaseSettings, role: &DatabaseRole) -> Result<Self, StoreError> {
-        let config = parse(settings)?;
-        let target = target(&config);
-        let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = match tls(settings, &config)? {
-            Some(tls) => Manager::from_config(config, tls, manager_config),
-            None => Manager::from_config(config, NoTls, manager_config),
-        };
-        let wait = Some(Duration::from_millis(settings.pool_wait_ms));
-        let setup = Arc::new(session_setup(settings, role));
-        let pool = Pool::builder(manager)
-            .max_size(settings.pool_connections_max)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(wait)
-            .create_timeout(wait)
-            .post_create(Hook::async_fn(move |client, _| {
-                let setup = setup.clone();
-                Box::pin(async move { client.batch_execute(&setup).await.map_err(HookError::Backend) })
-            }))
-            .build()
-            .map_err(|error| StoreError::Settings(error.to_string()))?;
-        Ok(Self { pool, target })
-    }
-
-    /// A pooled connection. It may have died since its last use: callers retry transient failures.
-    pub async fn client(&self) -> Result<Object, StoreError> {
-        self.pool.get().await.map_err(|error| connect_error(&self.target, &error.to_string(), &error))
-    }
-
-    /// `host:port/database`, for messages.
-    pub fn target(&self) -> &str {
-        &self.target
-    }
-
-    /// Connections in use and open, for metrics.
-    pub fn status(&self) -> deadpool_postgres::Status {
-        self.pool.status()
+    fn deref(&self) -> &Client {
+        &self.client
     }
 }
 
-/// One connection outside any pool, for a loop that keeps its own. Ends when the client is dropped.
+impl DerefMut for Line {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+/// One connection outside any pool, for commands. Ends after its last answer, once the client is dropped.
 pub async fn connect(settings: &DatabaseSettings, role: &DatabaseRole) -> Result<Client, StoreError> {
-    let config = parse(settings)?;
-    let target = target(&config);
+    Ok(open(settings, role, "").await?.0)
+}
+
+/// One connection of a loop, with statements of its own in the same round trip as the session's.
+pub async fn connect_with(settings: &DatabaseSettings, role: &DatabaseRole, setup: &str) -> Result<Line, StoreError> {
+    let (client, carried) = open(settings, role, setup).await?;
+    Ok(Line { client, _carried: AbortOnDropHandle::new(carried) })
+}
+
+async fn open(
+    settings: &DatabaseSettings,
+    role: &DatabaseRole,
+    setup: &str,
+) -> Result<(Client, JoinHandle<()>), StoreError> {
     // A start, or a command, ends without a connection, and may wait. A loop tries again for ever, and
     // has a lease or a claim that runs out meanwhile.
     let patient = *role == DatabaseRole::Owner;
     let wait = Duration::from_millis(if patient { settings.connect_wait_ms } else { settings.pool_wait_ms });
-    let error = |error: tokio_postgres::Error| connect_error(&target, &super::describe(&error), &error);
-    let late = |_| connect_error(&target, "no answer in time", &std::fmt::Error);
-    let client = match tls(settings, &config)? {
-        Some(tls) => {
-            let (client, connection) =
-                tokio::time::timeout(wait, config.connect(tls)).await.map_err(late)?.map_err(error)?;
-            tokio::spawn(connection);
-            client
-        }
-        None => {
-            let (client, connection) =
-                tokio::time::timeout(wait, config.connect(NoTls)).await.map_err(late)?.map_err(error)?;
-            tokio::spawn(connection);
-            client
-        }
-    };
-    client.batch_execute(&session_setup(settings, role)).await.map_err(|source| StoreError::Statement {
-        step: "take the loop's database role (`throughline db apply` makes those that are missing)",
-        source,
-    })?;
-    Ok(client)
+    let setup = format!("{}{setup}", session_setup(settings, role));
+    Dialer::new(settings)?.session(&setup, wait).await
 }
 
-fn parse(settings: &DatabaseSettings) -> Result<tokio_postgres::Config, StoreError> {
-    if settings.url.is_empty() {
-        return Err(StoreError::Settings(
-            "no database is configured: set DATABASE_URL=postgres://user:password@host:port/name, \
-             or run `throughline dev up --detach` and `eval \"$(throughline dev env)\"`"
-                .into(),
-        ));
+/// Fails where no retry could help: a URL or TLS material that cannot be used. For starts.
+pub fn check(settings: &DatabaseSettings) -> Result<(), StoreError> {
+    Dialer::new(settings).map(drop)
+}
+
+/// Waits for `work`, a round trip of a loop, for no longer than `limit`. Where that runs out its connection is
+/// not to be used again: the answer may still come, or never.
+pub async fn bounded<T, E: From<StoreError>>(
+    limit: Duration,
+    step: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(StoreError::Silent { step, waited: limit }.into()),
     }
-    let mut config: tokio_postgres::Config = settings.url.expose().parse().map_err(|_| {
-        StoreError::Settings("DATABASE_URL is not of the form postgres://user:password@host:port/name".into())
-    })?;
-    config.application_name("throughline").connect_timeout(Duration::from_millis(settings.connect_wait_ms));
-    Ok(config)
 }
 
-fn target(config: &tokio_postgres::Config) -> String {
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(host)) => host.clone(),
-        #[cfg(unix)]
-        Some(Host::Unix(path)) => path.display().to_string(),
-        None => "localhost".into(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432);
-    format!("{host}:{port}/{}", config.get_dbname().unwrap_or_default())
-}
-
-/// TLS unless the URL says `sslmode=disable`, or names no mode and no authority is configured.
-fn tls(settings: &DatabaseSettings, config: &tokio_postgres::Config) -> Result<Option<MakeRustlsConnect>, StoreError> {
-    let Some(path) = &settings.ca_file else {
-        return match config.get_ssl_mode() {
-            SslMode::Require => Err(StoreError::Settings(
-                "sslmode=require needs database.ca_file, a PEM file with the authorities to trust".into(),
-            )),
-            _ => Ok(None),
-        };
-    };
-    let read = |error: std::io::Error| StoreError::Settings(format!("{}: {error}", path.display()));
-    let mut roots = rustls::RootCertStore::empty();
-    let mut reader = std::io::BufReader::new(std::fs::File::open(path).map_err(read)?);
-    for certificate in rustls_pemfile::certs(&mut reader) {
-        roots
-            .add(certificate.map_err(read)?)
-            .map_err(|error| StoreError::Settings(format!("{}: {error}", path.display())))?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| StoreError::Settings(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Some(MakeRustlsConnect::new(client)))
+/// Whether somebody answers at the other end.
+pub async fn ping(client: &Client, limit: Duration) -> Result<(), StoreError> {
+    let step = "ask whether the database is there";
+    bounded(limit, step, async { client.batch_execute("").await.map_err(StoreError::at(step)) }).await
 }
 
 /// What every session starts with. Role names are ours, never input. Statements run for milliseconds, and
 /// what the planner thinks of a young table would have them compiled first, for hundreds of them.
-fn session_setup(settings: &DatabaseSettings, role: &DatabaseRole) -> String {
+///
+/// The server, too, is to notice that we are gone: a lost session that holds locks holds up its successor.
+pub(super) fn session_setup(settings: &DatabaseSettings, role: &DatabaseRole) -> String {
+    let patience = if *role == DatabaseRole::Owner { OWNERS_PATIENCE } else { 1 };
     let mut setup = format!(
-        "set statement_timeout = {}; set idle_in_transaction_session_timeout = {}; set timezone = 'UTC'; set jit = off;",
-        settings.statement_timeout_ms, settings.idle_in_transaction_timeout_ms
+        "set statement_timeout = {}; set lock_timeout = {}; set idle_in_transaction_session_timeout = {}; set timezone = 'UTC'; set jit = off;
+         set tcp_keepalives_idle = 5; set tcp_keepalives_interval = 2; set tcp_keepalives_count = 3;
+         set tcp_user_timeout = 10000;
+         select set_config(name, '2s', false) from pg_settings where name = 'client_connection_check_interval';",
+        settings.statement_timeout_ms.saturating_mul(patience),
+        // Of the two limits the wait for a lock is reached first: it is told which of them it was.
+        settings.statement_timeout_ms.saturating_mul(patience) / 2,
+        settings.idle_in_transaction_timeout_ms
     );
     if let Some(role) = role.name().filter(|_| settings.set_role) {
         setup.push_str(&format!("set role {role};"));
     }
     setup
-}
-
-fn connect_error(target: &str, reason: &str, error: &(dyn std::error::Error + 'static)) -> StoreError {
-    let mut code = None;
-    let mut chain: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    let mut deepest = reason.to_owned();
-    while let Some(current) = chain {
-        if let Some(postgres) = current.downcast_ref::<tokio_postgres::Error>() {
-            code = postgres.code().map(|code| code.code().to_owned());
-            deepest = super::describe(postgres);
-        }
-        chain = current.source();
-    }
-    let next_step = match code.as_deref() {
-        Some("28P01" | "28000") => "Check user and password in DATABASE_URL.",
-        Some("3D000") => "Create the database, then run `throughline db apply`.",
-        Some("22023" | "42704") => "The loop's role is missing: run `throughline db apply`.",
-        Some("42501") => "The user may not take the loop's role: run `throughline db apply` as the owner.",
-        _ => "Check DATABASE_URL, or start one with `throughline dev up --detach`.",
-    };
-    StoreError::Connect { target: target.to_owned(), reason: deepest, next_step }
 }

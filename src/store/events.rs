@@ -13,7 +13,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{GenericClient, Row};
 use uuid::Uuid;
 
-use super::{Destination, StoreError};
+use super::{Blame, Destination, StoreError};
 
 /// One event as the store holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,7 +144,13 @@ impl History {
 
     /// The next events; none when everything committed so far was read. Later calls find what came since.
     pub async fn next(&mut self, client: &impl GenericClient) -> Result<Vec<StoredEvent>, StoreError> {
-        self.refill(client).await?;
+        while let Err(error) = self.refill(client).await {
+            // A page that takes too long is asked for with fewer rows.
+            if error.blame() != Blame::Extent || self.page_events == 1 {
+                return Err(error);
+            }
+            self.page_events = (self.page_events / 2).max(1);
+        }
         let mut ready = Vec::new();
         loop {
             let first = |lane: &Lane| lane.read.front().map(|event| (event.recorded_at, event.partition));

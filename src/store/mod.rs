@@ -3,18 +3,29 @@
 //! The database is the arbiter of every promise: order, fencing, idempotency. This room knows no
 //! Kafka, no Avro and no context of ours. Statements that only one loop uses live beside that loop.
 
+pub mod blame;
 pub mod commands;
 pub mod connect;
 pub mod dead_letters;
 pub mod destinations;
+mod dial;
 pub mod events;
+mod extent;
 pub mod migrate;
 pub mod partitions;
+mod pool;
 pub mod roles;
 
-pub use connect::{Database, DatabaseRole};
+pub use blame::{Blame, blame};
+pub use connect::{DatabaseRole, Line, bounded, ping};
 pub use dead_letters::DeadLetter;
 pub use destinations::Destination;
+pub use extent::Extent;
+pub use pool::{Database, Pooled};
+
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
 
 /// A step against PostgreSQL that failed.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +39,9 @@ pub enum StoreError {
     /// A statement failed; `step` names what it was for.
     #[error("{step}: {}", describe(.source))]
     Statement { step: &'static str, source: tokio_postgres::Error },
+    /// No answer: the network or the server has gone silent, or it was too much for the time.
+    #[error("{step}: no answer within {waited:?}")]
+    Silent { step: &'static str, waited: Duration },
     /// The database's schema and this program do not fit.
     #[error("{0}")]
     Schema(String),
@@ -39,33 +53,29 @@ impl StoreError {
         move |source| Self::Statement { step, source }
     }
 
-    /// Whether trying again later can help: the server is away, restarting, or gave up a lock wait.
-    pub fn is_transient(&self) -> bool {
+    /// Whose fault it is; see [`blame`].
+    pub fn blame(&self) -> Blame {
         match self {
-            Self::Connect { .. } => true,
-            Self::Statement { source, .. } => is_transient(source),
-            Self::Settings(_) | Self::Schema(_) => false,
+            Self::Statement { source, .. } => blame(source),
+            Self::Silent { .. } => Blame::Extent,
+            Self::Connect { .. } | Self::Settings(_) | Self::Schema(_) => Blame::World,
         }
     }
-}
 
-/// Whether a driver error is about the connection or a conflict rather than about the statement.
-pub fn is_transient(error: &tokio_postgres::Error) -> bool {
-    match error.code() {
-        // No SQLSTATE: the connection broke, unless a value did not fit its column.
-        None => !error.to_string().starts_with("error serializing") && !error.to_string().starts_with("error deserial"),
-        // 08 connection, 40 rollback, 53 resources, 55 lock not available, 57 operator intervention,
-        // 25P03 idle transaction ended, 23514 a row without a time partition: maintenance is late.
-        Some(code) => {
-            ["08", "40", "53", "55", "57", "25P03", "23514"].iter().any(|class| code.code().starts_with(class))
-        }
+    /// Whether a row has a time for which there is no partition.
+    pub fn is_without_partition(&self) -> bool {
+        matches!(self, Self::Statement { source, .. } if blame::is_without_partition(source))
     }
-}
 
-/// Whether a row has a time for which there is no partition. A check that a row breaks has the same code, and a
-/// name.
-pub fn is_without_partition(error: &tokio_postgres::Error) -> bool {
-    error.as_db_error().is_some_and(|db| db.code().code() == "23514" && db.constraint().is_none())
+    /// Whether it waited for a lock in vain.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Statement { source, .. } if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    }
+
+    /// Whether trying again later can help without anybody changing this program, its settings or the data.
+    pub fn heals(&self) -> bool {
+        !matches!(self, Self::Settings(_) | Self::Schema(_)) && self.blame() != Blame::Data
+    }
 }
 
 /// The server's own message where there is one; the driver's `Display` hides it.

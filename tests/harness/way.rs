@@ -1,12 +1,14 @@
-//! The way to PostgreSQL: it can be cut, and it can lose the answer to a commit that happened.
+//! The way to PostgreSQL: it can be cut, go silent, and lose the answer to a commit that happened.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// What a session sends to commit, and what it is answered; ours are simple queries.
@@ -31,6 +33,8 @@ pub struct Way {
     listen: SocketAddr,
     to: String,
     losses: Arc<Losses>,
+    /// Nothing passes either way, and nobody is told: the connections stay open.
+    silent: watch::Sender<bool>,
     passing: Option<JoinHandle<()>>,
 }
 
@@ -42,7 +46,13 @@ impl Way {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let listen = free.local_addr().expect("an address");
         drop(free);
-        let mut way = Self { listen, to: to.to_owned(), losses: Arc::default(), passing: None };
+        let mut way = Self {
+            listen,
+            to: to.to_owned(),
+            losses: Arc::default(),
+            silent: watch::Sender::new(false),
+            passing: None,
+        };
         way.open().await;
         (way, format!("{head}@{listen}/{database}"))
     }
@@ -50,16 +60,16 @@ impl Way {
     /// Opens it, again.
     pub async fn open(&mut self) {
         let listener = TcpListener::bind(self.listen).await.expect("the way's port");
-        let (to, losses) = (self.to.clone(), self.losses.clone());
+        let (to, losses, silent) = (self.to.clone(), self.losses.clone(), self.silent.clone());
         self.passing = Some(tokio::spawn(async move {
             // Cut with this task.
             let mut connections = JoinSet::new();
             loop {
                 let (from, _) = listener.accept().await.expect("a connection");
-                let (to, losses) = (to.clone(), losses.clone());
+                let (to, losses, silent) = (to.clone(), losses.clone(), silent.subscribe());
                 connections.spawn(async move {
                     let Ok(to) = TcpStream::connect(to).await else { return };
-                    carry(from, to, &losses).await;
+                    carry(from, to, &losses, silent).await;
                 });
             }
         }));
@@ -70,6 +80,12 @@ impl Way {
         let passing = self.passing.take().expect("an open way");
         passing.abort();
         drop(passing.await);
+    }
+
+    /// Swallows what is sent from now on, on every connection, and takes new ones all the same; or passes on again
+    /// what comes after that. What was swallowed is lost, as are the connections that it was lost of.
+    pub fn silence(&self, silent: bool) {
+        self.silent.send_replace(silent);
     }
 
     /// The next `answers` commits happen, and whoever sent them sees the connection end instead.
@@ -84,9 +100,9 @@ impl Way {
 }
 
 /// Carries bytes both ways until one side ends, or until an answer was lost.
-async fn carry(from: TcpStream, to: TcpStream, losses: &Losses) {
+async fn carry(from: TcpStream, to: TcpStream, losses: &Losses, mut silent: watch::Receiver<bool>) {
     let ((mut asks, mut hears), (mut answers, mut told)) = (from.into_split(), to.into_split());
-    let (doom, mut doomed) = tokio::sync::watch::channel(false);
+    let (doom, mut doomed) = watch::channel(false);
     let up = async {
         let mut seen = Window::default();
         let mut buffer = vec![0; 64 * 1024];
@@ -117,10 +133,16 @@ async fn carry(from: TcpStream, to: TcpStream, losses: &Losses) {
             }
         }
     };
+    let silenced = async {
+        drop(silent.wait_for(|silent| *silent).await);
+    };
     tokio::select! {
-        () = up => {}
-        () = down => {}
+        () = up => return,
+        () = down => return,
+        () = silenced => {}
     }
+    // Nobody reads, and nobody closes, for as long as any test takes.
+    tokio::time::sleep(Duration::from_secs(600)).await;
 }
 
 /// The end of what went by: a word may be cut in two.

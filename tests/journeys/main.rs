@@ -27,4 +27,5 @@ mod stopping;
 mod takeover;
 mod topic_anew;
 mod trouble;
+mod world;
 mod zombie;

@@ -12,3 +12,4 @@ mod ids;
 mod offsets;
 mod poison;
 mod streams;
+mod world;

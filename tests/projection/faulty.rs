@@ -18,6 +18,10 @@ pub enum Fault {
     /// Holds its thread for this long.
     Block(Duration),
     Constraint,
+    /// Asks for a row that is not there.
+    Missing,
+    /// Whatever the server says to this.
+    Sql(&'static str),
 }
 
 /// Fails on every event of one stream, from a version on, while `broken`.
@@ -46,6 +50,8 @@ impl Projection for Faulty {
                     Fault::Panic => panic!("a bug"),
                     Fault::Wait => tokio::time::sleep(Duration::from_secs(60)).await,
                     Fault::Block(time) => std::thread::sleep(time),
+                    Fault::Missing => drop(tx.query_one("select 1 where false", &[]).await?),
+                    Fault::Sql(sql) => tx.batch_execute(sql).await?,
                     Fault::Constraint => {
                         tx.batch_execute("insert into order_list (order_id) values (null)").await?;
                     }

@@ -2,6 +2,7 @@
 
 mod bed;
 mod binary;
+mod blame;
 mod copies;
 mod failures;
 mod faulty;
