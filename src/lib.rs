@@ -25,6 +25,7 @@
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
 //! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
+//! | [`panics`] | panics contained, told once and counted | nothing of ours |
 //! | [`health`] | which loops live and are ready; the loops tell | nothing of ours |
 //!
 //! # Invariants
@@ -48,6 +49,7 @@ pub mod engine;
 pub mod health;
 pub mod kafka;
 pub mod orders;
+pub mod panics;
 pub mod processor;
 pub mod projection;
 pub mod relay;

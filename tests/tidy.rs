@@ -12,14 +12,15 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("engine", &[][..]),
         ("crash", &[]),
         ("health", &[]),
+        ("panics", &[]),
         ("settings", &[]),
         ("store", &["settings", "crash"]),
-        ("kafka", &["settings", "engine", "crash", "health"]),
+        ("kafka", &["settings", "engine", "crash", "health", "panics"]),
         ("avro", &["engine", "settings", "store"]),
         ("orders", &["engine", "avro", "api", "store", "settings"]),
-        ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
+        ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),
         ("relay", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
-        ("projection", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
+        ("projection", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),
         ("api", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
     ])
 }

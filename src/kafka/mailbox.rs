@@ -36,6 +36,8 @@ struct State {
     records: VecDeque<Record>,
     bytes: usize,
     claims: HashMap<TopicPartition, Claim>,
+    /// Ends of what holds no record behind a claim, and the claim.
+    bare: HashMap<TopicPartition, (Claim, i64)>,
     closed: bool,
 }
 
@@ -134,6 +136,30 @@ impl Mailbox {
         if let Some(held) = state.claims.get_mut(source).filter(|held| held.epoch == claim.epoch) {
             *held = claim.clone();
         }
+    }
+
+    /// Tells the worker that nothing from the claim's offset up to `end` is a record.
+    pub fn pass(&self, source: TopicPartition, claim: Claim, end: i64) {
+        let mut state = self.lock();
+        if state.claims.get(&source) == Some(&claim) {
+            state.bare.insert(source, (claim, end));
+        }
+    }
+
+    /// The claims that can be moved past offsets without a record, and to where.
+    pub fn take_passed(&self) -> HashMap<TopicPartition, (Claim, i64)> {
+        let mut state = self.lock();
+        let mut passed = std::mem::take(&mut state.bare);
+        passed.retain(|source, (claim, _)| state.claims.get(source) == Some(claim));
+        passed
+    }
+
+    /// The claims of partitions of which nothing waits.
+    pub fn idle_claims(&self) -> HashMap<TopicPartition, Claim> {
+        let state = self.lock();
+        let mut idle = state.claims.clone();
+        state.records.iter().for_each(|record| drop(idle.remove(&record.source)));
+        idle
     }
 
     /// The claims held now.

@@ -9,16 +9,19 @@ mod committed;
 pub mod consumer;
 pub mod headers;
 pub mod mailbox;
-mod panics;
+pub mod peek;
 mod poller;
 mod rebalance;
 pub mod record;
+pub mod record_headers;
 pub mod topic_id;
 pub mod topics;
 
 pub use consumer::{Consumer, ConsumerOptions, PartitionOwner};
 pub use mailbox::{Batch, Claim, Mailbox};
-pub use record::{Record, TopicPartition};
+pub use peek::Peek;
+pub use record::{HeaderFault, Record, TopicPartition};
+pub use record_headers::RecordHeaders;
 
 /// A step against Kafka that failed.
 #[derive(Debug, thiserror::Error)]

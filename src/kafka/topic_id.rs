@@ -1,16 +1,20 @@
 //! Kafka's id of a topic: what tells a re-created topic from the old one of the same name.
 //!
-//! The safe client offers no such call, so this is the one place that talks to librdkafka directly.
+//! The safe client offers no such call, so librdkafka is asked directly.
 //! Every pointer here is made, checked and freed within one function.
 
 use std::ffi::{CStr, CString};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::bindings as sys;
 use rdkafka::client::Client;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
-use super::KafkaError;
+use super::consumer::lock;
+use super::{KafkaError, client};
+use crate::settings::KafkaSettings;
 
 /// Frees what librdkafka made, on every way out.
 struct Owned<T>(*mut T, unsafe extern "C" fn(*mut T));
@@ -84,6 +88,39 @@ pub fn topic_id<C: ClientContext>(
             return Ok(None);
         }
         Ok(Some(text(sys::rd_kafka_Uuid_base64str(id))))
+    }
+}
+
+/// The id of one topic, kept until whoever claims partitions anew forgets it.
+#[derive(Debug, Default)]
+pub struct KnownId(Mutex<Option<String>>);
+
+impl KnownId {
+    /// The topic may be another one by now.
+    pub fn forget(&self) {
+        *lock(&self.0) = None;
+    }
+
+    /// The id; none where no broker tells it. Blocks.
+    pub fn get_or_ask(&self, settings: &KafkaSettings, topic: &str) -> Option<String> {
+        if let Some(known) = lock(&self.0).clone() {
+            return Some(known);
+        }
+        let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
+        let config = client::pass_through(client::base(settings), settings, |_| true);
+        let asked = config.create().map_err(|error| KafkaError::Settings(error.to_string())).and_then(
+            |consumer: BaseConsumer| topic_id(consumer.client(), topic, wait),
+        );
+        match asked {
+            Ok(id) => {
+                lock(&self.0).clone_from(&id);
+                id
+            }
+            Err(error) => {
+                tracing::warn!(topic, %error, "the topic's id is not known; letters are told apart by offset alone");
+                None
+            }
+        }
     }
 }
 

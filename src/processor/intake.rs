@@ -132,10 +132,11 @@ impl Intake {
         let invalid =
             |reason: String, command_id, stream_id| crate::engine::InvalidCommand { reason, command_id, stream_id };
         // The header wins over the value: it can be set without touching the command itself.
-        let header = match record.header(headers::COMMAND_ID).map(Uuid::try_parse) {
-            None => None,
-            Some(Ok(id)) => Some(id),
-            Some(Err(_)) => return Err(invalid("header command-id is not a UUID".into(), None, None)),
+        let header = match record.sole_header(headers::COMMAND_ID).map(|id| id.map(Uuid::try_parse)) {
+            Ok(None) => None,
+            Ok(Some(Ok(id))) => Some(id),
+            Ok(Some(Err(_))) => return Err(invalid("header command-id is not a UUID".into(), None, None)),
+            Err(fault) => return Err(invalid(format!("header command-id {fault}"), None, None)),
         };
         let Some(value) = record.value.as_deref() else {
             return Err(invalid("the record has no value: a command is a JSON object".into(), header, None));

@@ -18,15 +18,16 @@ use super::batch::Batch;
 use super::cache::{Cached, States};
 use super::intake::Ask;
 use super::outcome::Outcome;
+use super::replays;
 use super::restore;
 use super::retry::Failure;
 use super::session::Session;
 use super::{Payload, Scope};
 
 /// Locks the counters of the batch's destination partitions, always in the same order, and reads
-/// PostgreSQL's clock, which dates the batch. $1 partitions, $2 topics.
+/// PostgreSQL's clock, which dates the batch, and whether dead commands were sent again. $1 partitions, $2 topics.
 pub(super) const LOCK_COUNTERS: &str = "
-    select partition, topic, last_seq, clock_timestamp()
+    select partition, topic, last_seq, clock_timestamp(), exists (select from throughline.replays)
     from throughline.counters
     where partition = any($1::int[]) and topic = any($2::smallint[])
     order by partition, topic
@@ -145,12 +146,16 @@ pub(super) async fn load<C: BoundedContext>(
         return Err(Failure::Unknown(reason));
     }
     mark_lost(batch, &moved, &scope.groups);
+    let mut known = outcomes.iter().map(outcome).collect();
+    if counters.first().is_some_and(|row| row.get(4)) {
+        replays::honour(session, scope, batch, &mut known).await?;
+    }
     let streams = restore::streams::<C>(session, scope, wanted, &stored).await?;
     Ok(Loaded {
         now: counters.first().map_or_else(Timestamp::now, |row| row.get(3)),
         last_seq: counters.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect(),
         streams,
-        outcomes: outcomes.iter().map(outcome).collect(),
+        outcomes: known,
     })
 }
 
@@ -186,7 +191,7 @@ async fn lock_counters(session: &Session, partitions: &Vec<i32>, topics: &Vec<i1
     session.client.query(&session.lock_counters, &[partitions, topics]).await
 }
 
-async fn load_outcomes(
+pub(super) async fn load_outcomes(
     session: &Session,
     topic: i16,
     partitions: &Vec<i32>,
@@ -230,7 +235,7 @@ fn mark_lost<P>(batch: &mut Batch<P>, moved: &[Row], groups: &[String]) {
     }
 }
 
-fn outcome(row: &Row) -> ((i32, Uuid), Outcome) {
+pub(super) fn outcome(row: &Row) -> ((i32, Uuid), Outcome) {
     let (partition, command_id): (i32, Uuid) = (row.get(0), row.get(1));
     let mut payload_hash = [0; 16];
     let stored: &[u8] = row.get(3);

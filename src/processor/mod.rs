@@ -12,14 +12,17 @@ mod cache;
 mod decide;
 #[cfg(test)]
 mod decide_tests;
+mod gaps;
 mod intake;
 mod lanes;
 mod load;
 mod offsets;
 mod outcome;
+mod replays;
 mod restore;
 mod retry;
 mod session;
+mod skip;
 mod watch;
 mod worker;
 
@@ -35,9 +38,11 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Aggregate, BoundedContext};
 use crate::health::{Health, Heartbeat};
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{Consumer, ConsumerOptions, KafkaError, client};
+use crate::kafka::{Consumer, ConsumerOptions, KafkaError, Peek, client};
 use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole, Destination, StoreError, destinations};
+
+pub use skip::skip;
 
 use cache::States;
 use intake::Intake;
@@ -45,6 +50,9 @@ use lanes::Lanes;
 use offsets::{OffsetsOwner, TopicIds};
 use watch::Watch;
 use worker::Worker;
+
+/// The last look for ends that hold no record takes this long at most.
+const LAST_LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// What the aggregate of a context decides on.
 type Payload<C> = <<C as BoundedContext>::Aggregate as Aggregate>::Command;
@@ -151,7 +159,8 @@ async fn serve<C: BoundedContext>(
         workers.spawn(worker(&settings, &scope, &consumers, (index, heartbeat), &wake, &shutdown).run());
     }
     let watched = CancellationToken::new();
-    let watching = tokio::spawn(watch(&settings, &names, &scope, &consumers)?.run(watched.clone()));
+    let peek = Arc::new(Peek::new(&settings.kafka)?);
+    let watching = tokio::spawn(watch(&settings, &names, &scope, &consumers, &peek)?.run(watched.clone()));
     tracing::info!(context = C::NAME, workers = workers.len(), "processor runs");
 
     let mut outcome = Ok(());
@@ -171,6 +180,10 @@ async fn serve<C: BoundedContext>(
     }
     while let Some(ended) = workers.join_next().await {
         outcome = outcome.and(ended.map_err(Into::into));
+    }
+    let passed = gaps::pass_before_the_end(&peek, &database, &consumers, &scope.groups);
+    if !matches!(tokio::time::timeout(LAST_LOOK_MAX, passed).await, Ok(Ok(()))) {
+        tracing::debug!("ends that hold no record were not looked at");
     }
     for consumer in consumers.iter() {
         // The consumer's own reason says more than that it ended.
@@ -296,6 +309,7 @@ fn watch<C: BoundedContext>(
     names: &TopicNames,
     scope: &Scope<C>,
     consumers: &Arc<Vec<Consumer>>,
+    peek: &Arc<Peek>,
 ) -> Result<Watch, ProcessorError> {
     Ok(Watch {
         kafka: Arc::new(offsets::inquirer(&settings.kafka)?),
@@ -303,5 +317,6 @@ fn watch<C: BoundedContext>(
         topics: names.lanes().to_vec(),
         consumers: consumers.clone(),
         topic_ids: scope.topic_ids.clone(),
+        peek: peek.clone(),
     })
 }

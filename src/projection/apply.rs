@@ -293,7 +293,11 @@ async fn transact<E: Send + Sync>(
     let advance = checkpoint::advance(&tx, projector.name(), moves);
     let (moved, applied, parked) = if ask {
         let moved = advance.await;
-        let split = split_parked(projector, &tx, items).await?;
+        let mut split = split_parked(projector, &tx, items).await?;
+        if !split.letters.is_empty() {
+            let id = projector.topic_id().await;
+            split.letters.iter_mut().for_each(|letter| letter.topic_id.clone_from(&id));
+        }
         let applied = apply_runs(projector, &tx, events, &split.runs).await;
         park::park(&tx, &split.letters).await?;
         metrics::counter!("throughline_projection_parked_total", "projection" => projector.name())

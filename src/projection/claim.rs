@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::checkpoint::{self, Checkpoint};
-use super::peek::{self, Peek};
+use super::peek::{self, Numbers};
 use super::reset::{self, Start};
 use super::{LIVE, ProjectionLoopError, Projector, fill, state};
 use crate::kafka::consumer::{ClaimError, Committed, PartitionOwner};
@@ -37,6 +37,7 @@ impl<E: Send + Sync + 'static> PartitionOwner for CheckpointOwner<E> {
         committed: Committed,
         watermarks: (i64, i64),
     ) -> Result<Claim, ClaimError> {
+        self.projector.topic_id.forget();
         let held = run(self.claim_checkpoint(source.partition, &committed, watermarks))?;
         Ok(Claim { epoch: held.epoch, next_offset: held.next_offset, seq: held.seq })
     }
@@ -115,7 +116,13 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
                 reset::forward(projector, tx, held, target, seq).await
             }
             Start::Expired { first: target } => {
-                let seq = self.seq_before(held.partition, target, first, end)?.max(held.seq);
+                // With no event left to tell, nothing committed so far has to come from Kafka.
+                let before = Numbers::new(&projector.settings.kafka, &projector.topic, held.partition)?.first_from(target)?;
+                let seq = match before {
+                    Some(next) => next - 1,
+                    None => fill::last_seq(projector, tx, held.partition).await?,
+                };
+                let seq = seq.max(held.seq);
                 tracing::warn!(
                     projection = projector.name(),
                     partition = held.partition,
@@ -131,13 +138,13 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
 
     /// The sequence number of the last event before `target`.
     fn seq_before(&self, partition: i32, target: i64, first: i64, end: i64) -> Result<i64, ProjectionLoopError> {
-        let peek = Peek::new(&self.projector.settings.kafka, &self.projector.topic, partition)?;
+        let numbers = Numbers::new(&self.projector.settings.kafka, &self.projector.topic, partition)?;
         if target < end
-            && let Some(seq) = peek.first_seq_from(target)?
+            && let Some(seq) = numbers.first_from(target)?
         {
             return Ok(seq - 1);
         }
-        match peek.last_seq(first, end)? {
+        match numbers.last(first, end)? {
             Some(seq) => Ok(seq),
             None if first == 0 && end == 0 => Ok(0),
             None => Err(ProjectionLoopError::refused(

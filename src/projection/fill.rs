@@ -166,6 +166,18 @@ const SELECT: &str = "
     from throughline.events e
     where e.partition = $1 and e.topic = (select id from throughline.topics where name = $2)";
 
+/// The last number that the store has given out in a partition.
+pub(super) async fn last_seq<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    partition: i32,
+) -> Result<i64, StoreError> {
+    let statement = "select last_seq from throughline.counters
+                     where partition = $1 and topic = (select id from throughline.topics where name = $2)";
+    let row = tx.query_opt(statement, &[&partition, &projector.topic]).await;
+    Ok(row.map_err(StoreError::at("read the last number of a partition"))?.map_or(0, |row| row.get(0)))
+}
+
 /// Partitions of the events topic, from the store.
 pub(super) async fn partitions<E: Send + Sync>(
     projector: &Projector<E>,

@@ -38,6 +38,7 @@ mod rebuild;
 mod replay;
 mod reset;
 mod run;
+mod skip;
 pub mod state;
 mod switch;
 
@@ -48,10 +49,12 @@ pub use offsets::{PlannedReset, ResetTarget, reset_offsets};
 pub use rebuild::{Progress, RebuildReport, rebuild};
 pub use replay::{ReplayedKey, RowChange, replay};
 pub use run::run;
+pub use skip::skip;
 pub use switch::{RollbackReport, drop_previous, rollback};
 
 use crate::engine::{EventCodec, Position, Projection};
 use crate::kafka::KafkaError;
+use crate::kafka::topic_id::KnownId;
 use crate::kafka::topics::TopicNames;
 use crate::settings::{FailurePolicy, Settings};
 use crate::store::{DatabaseRole, StoreError};
@@ -72,6 +75,7 @@ pub struct Projector<E: Send + Sync + 'static> {
     pub topic: String,
     /// The consumer group.
     pub group: String,
+    topic_id: Arc<KnownId>,
 }
 
 impl<E: Send + Sync + 'static> Clone for Projector<E> {
@@ -82,6 +86,7 @@ impl<E: Send + Sync + 'static> Clone for Projector<E> {
             codec: self.codec.clone(),
             topic: self.topic.clone(),
             group: self.group.clone(),
+            topic_id: self.topic_id.clone(),
         }
     }
 }
@@ -95,12 +100,19 @@ impl<E: Send + Sync + 'static> Projector<E> {
         codec: Arc<dyn EventCodec<Event = E>>,
     ) -> Self {
         let (topic, group) = (names.events(), names.projection_group(projection.read_model().name));
-        Self { settings, projection, codec, topic, group }
+        Self { settings, projection, codec, topic, group, topic_id: Arc::default() }
     }
 
     /// The projection's name.
     pub fn name(&self) -> &'static str {
         self.projection.read_model().name
+    }
+
+    /// Kafka's id of the events topic; none where nobody tells it now. Asked when it is first wanted after a
+    /// claim: letters are rare, and a claim waits for as little as possible.
+    async fn topic_id(&self) -> Option<String> {
+        let (known, kafka, topic) = (self.topic_id.clone(), self.settings.kafka.clone(), self.topic.clone());
+        tokio::task::spawn_blocking(move || known.get_or_ask(&kafka, &topic)).await.ok().flatten()
     }
 
     fn policy(&self) -> FailurePolicy {

@@ -53,29 +53,38 @@ pub(super) async fn park(tx: &Transaction<'_>, letters: &[DeadLetter]) -> Result
          set status = 'parked', closed_at = null, parked_at = now(), reason = l.reason
          from unnest($3::int[], $4::bigint[], $5::text[]) l (source_partition, source_offset, reason)
          where d.consumer = $1 and d.source_topic = $2 and d.status <> 'parked'
-           and d.source_partition = l.source_partition and d.source_offset = l.source_offset",
-        &[&first.consumer, &first.source_topic, &partitions, &offsets, &reasons],
+           and d.source_partition = l.source_partition and d.source_offset = l.source_offset and d.topic_id = $6",
+        &[
+            &first.consumer,
+            &first.source_topic,
+            &partitions,
+            &offsets,
+            &reasons,
+            &first.topic_id.as_deref().unwrap_or_default(),
+        ],
     )
     .await
     .map_err(StoreError::at("open parked rows again"))?;
     Ok(())
 }
 
-/// The dead letter of an item.
+/// The dead letter of an item; the topic's id is for whoever parks it.
 pub(super) fn letter(group: &str, item: &Item, numbered: bool, code: &str, reason: &str) -> Letter {
     let record = &item.record;
     Letter {
         kind: "event",
         consumer: group.to_owned(),
         source_topic: record.source.topic.to_string(),
+        topic_id: None,
         source_partition: record.source.partition,
         source_offset: Some(record.offset),
         seq: numbered.then_some(item.seq),
         key: record.key.clone(),
-        headers: record.headers_json(),
+        headers: record.headers().map(|headers| headers.iter().collect()),
         value: record.value.clone(),
         reason_code: code.to_owned(),
-        reason: reason.to_owned(),
+        reason: reason.replace('\0', "\u{fffd}"),
+        command: None,
     }
 }
 

@@ -13,7 +13,7 @@ pub struct Migration {
 }
 
 /// All steps of this program, ascending.
-pub const MIGRATIONS: [Migration; 7] = [
+pub const MIGRATIONS: [Migration; 8] = [
     Migration { number: 1, name: "store", sql: include_str!("migrations/0001_store.sql") },
     Migration { number: 2, name: "roles", sql: include_str!("migrations/0002_roles.sql") },
     Migration { number: 3, name: "relay", sql: include_str!("migrations/0003_relay.sql") },
@@ -21,6 +21,7 @@ pub const MIGRATIONS: [Migration; 7] = [
     Migration { number: 5, name: "event headers", sql: include_str!("migrations/0005_event_headers.sql") },
     Migration { number: 6, name: "generations", sql: include_str!("migrations/0006_generations.sql") },
     Migration { number: 7, name: "one at a time", sql: include_str!("migrations/0007_one_at_a_time.sql") },
+    Migration { number: 9, name: "any bytes", sql: include_str!("migrations/0009_any_bytes.sql") },
 ];
 
 /// Group roles that the steps give rights to.

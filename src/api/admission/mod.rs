@@ -9,6 +9,7 @@
 mod overflow;
 mod queue;
 mod sampler;
+mod unmovable;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -9,18 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::KafkaError as ClientError;
-use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::super::lane::Lane;
-use super::Admission;
+use super::{Admission, unmovable};
 use crate::health::Heartbeat;
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, client};
+use crate::kafka::{KafkaError, Record, RecordHeaders, client};
 use crate::settings::Settings;
+use crate::store::StoreError;
 
 /// Header of an overflowed record: the lane it is bound for.
 pub const LANE_HEADER: &str = "lane";
@@ -30,6 +31,8 @@ pub const LANE_HEADER: &str = "lane";
 pub enum OverflowError {
     #[error("drain the overflow topic: {0}")]
     Kafka(#[from] KafkaError),
+    #[error("keep an overflowed command that cannot be moved: {0}")]
+    Store(#[from] StoreError),
     #[error("{failed} overflowed commands were not acknowledged; they stay in overflow and are moved again")]
     NotAcknowledged { failed: u64 },
 }
@@ -40,6 +43,8 @@ const POLL_WAIT: Duration = Duration::from_millis(100);
 #[derive(Default)]
 struct Acknowledgements {
     delivered: AtomicU64,
+    /// For what the record, or its batch, is: trying again would not help.
+    refused: AtomicU64,
     failed: AtomicU64,
 }
 
@@ -52,12 +57,24 @@ impl ProducerContext for Counting {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        let counter = if result.is_ok() { &self.0.delivered } else { &self.0.failed };
+        let counter = match result {
+            Ok(_) => &self.0.delivered,
+            Err((error, _)) if is_refusal(error) => &self.0.refused,
+            Err(_) => &self.0.failed,
+        };
         counter.fetch_add(1, Ordering::Release);
     }
 }
 
+/// The broker or the client says that it will not take what it was given, now or later.
+fn is_refusal(error: &ClientError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(error.rdkafka_error_code(), Some(Code::MessageSizeTooLarge | Code::InvalidRecord | Code::InvalidMessageSize))
+}
+
 struct Drainer {
+    settings: Settings,
+    group: String,
     admission: Arc<Admission>,
     lanes: [String; 3],
     consumer: BaseConsumer,
@@ -69,14 +86,12 @@ struct Drainer {
     shutdown: CancellationToken,
 }
 
-/// A command read from overflow and not yet moved.
+/// A record read from overflow and not yet moved: a command, or whatever somebody wrote there.
 struct Overflowed {
-    partition: i32,
-    offset: i64,
+    record: Record,
     lane: Lane,
-    key: Vec<u8>,
-    value: Vec<u8>,
-    headers: OwnedHeaders,
+    /// Without the one that names the lane; none where they cannot be read.
+    headers: Option<RecordHeaders>,
 }
 
 /// Drains until cancelled. Blocks its thread, and beats at every turn.
@@ -97,6 +112,8 @@ pub fn drain(
         .create_with_context(Counting(acknowledgements.clone()))
         .map_err(|error| KafkaError::Settings(error.to_string()))?;
     let mut drainer = Drainer {
+        settings: settings.clone(),
+        group: names.overflow_group(),
         admission,
         lanes: names.lanes(),
         consumer,
@@ -152,7 +169,7 @@ impl Drainer {
                 return Ok(());
             }
             let (piece, later) = rest.split_at(granted);
-            let moved = self.produce(piece);
+            let moved = self.relocate_piece(piece);
             let delivered = if moved.is_ok() { granted as u64 } else { 0 };
             self.admission.release_drained(first.lane, granted as u64, delivered);
             moved?;
@@ -193,29 +210,56 @@ impl Drainer {
         Ok(())
     }
 
-    fn produce(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
-        self.acknowledgements.delivered.store(0, Ordering::Relaxed);
-        self.acknowledgements.failed.store(0, Ordering::Relaxed);
-        let mut sent = 0;
-        for command in piece {
-            let record = BaseRecord::to(&self.lanes[command.lane.index()])
-                .key(&command.key)
-                .payload(&command.value)
-                .headers(command.headers.clone());
-            if let Err((error, _)) = self.producer.send(record) {
-                tracing::warn!(%error, "an overflowed command could not be queued");
-                break;
+    /// Moves a piece. What no lane takes is kept as a dead letter: it must not hold up what stands behind it.
+    fn relocate_piece(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
+        if self.produce(piece)? {
+            return Ok(());
+        }
+        // A batch is refused as a whole; alone each record answers for itself. Those that were taken come
+        // again, as after a crash.
+        for one in piece.chunks(1) {
+            self.heartbeat.beat();
+            if !self.produce(one)? {
+                unmovable::keep(&self.settings, &self.group, self.consumer.client(), &one[0].record)?;
             }
-            sent += 1;
+        }
+        Ok(())
+    }
+
+    /// False when something was refused for what it is.
+    fn produce(&self, piece: &[Overflowed]) -> Result<bool, OverflowError> {
+        let acknowledgements = &self.acknowledgements;
+        for counter in [&acknowledgements.delivered, &acknowledgements.refused, &acknowledgements.failed] {
+            counter.store(0, Ordering::Relaxed);
+        }
+        let (mut sent, mut refused) = (0, 0);
+        for command in piece {
+            let Some(headers) = &command.headers else {
+                refused += 1;
+                continue;
+            };
+            let mut record: BaseRecord<'_, [u8], [u8]> =
+                BaseRecord::to(&self.lanes[command.lane.index()]).headers(headers.to_native());
+            record.key = command.record.key.as_deref();
+            record.payload = command.record.value.as_deref();
+            match self.producer.send(record) {
+                Ok(()) => sent += 1,
+                Err((error, _)) if is_refusal(&error) => refused += 1,
+                Err((error, _)) => {
+                    tracing::warn!(%error, "an overflowed command could not be queued");
+                    break;
+                }
+            }
         }
         let deadline = Instant::now() + self.acknowledged_within;
-        let delivered = || self.acknowledgements.delivered.load(Ordering::Acquire);
-        let failed = || self.acknowledgements.failed.load(Ordering::Acquire);
-        while delivered() + failed() < sent && Instant::now() < deadline {
+        let answered = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        let settled = || answered(&acknowledgements.delivered) + answered(&acknowledgements.refused);
+        while settled() + answered(&acknowledgements.failed) < sent && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
-        match piece.len() as u64 - delivered() {
-            0 => Ok(()),
+        refused += answered(&acknowledgements.refused);
+        match piece.len() as u64 - answered(&acknowledgements.delivered) - refused {
+            0 => Ok(refused == 0),
             failed => Err(OverflowError::NotAcknowledged { failed }),
         }
     }
@@ -223,7 +267,7 @@ impl Drainer {
     fn commit(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
         let mut ends = std::collections::BTreeMap::new();
         for command in piece {
-            ends.insert(command.partition, command.offset + 1);
+            ends.insert(command.record.source.partition, command.record.offset + 1);
         }
         let mut list = TopicPartitionList::new();
         let topic = self.consumer.subscription().map_err(KafkaError::at("read the subscription"))?;
@@ -241,22 +285,21 @@ impl Drainer {
 }
 
 fn detach(message: &BorrowedMessage<'_>) -> Overflowed {
+    let record = Record::detach(message, message.topic().into());
     let mut lane = Lane::Normal;
-    let mut headers = OwnedHeaders::new();
-    for header in message.headers().into_iter().flat_map(Headers::iter) {
-        if header.key == LANE_HEADER {
-            let name = header.value.and_then(|value| std::str::from_utf8(value).ok());
-            lane = name.and_then(Lane::from_name).unwrap_or_default();
-        } else {
-            headers = headers.insert(Header { key: header.key, value: header.value });
+    let headers = record.headers().map(|headers| {
+        // Ours is the last: what came before it is the caller's, whatever its name.
+        let ours = headers.iter().rposition(|(name, _)| name == LANE_HEADER.as_bytes());
+        let mut others = RecordHeaders::default();
+        for (index, (name, value)) in headers.iter().enumerate() {
+            if Some(index) == ours {
+                let name = value.and_then(|value| std::str::from_utf8(value).ok());
+                lane = name.and_then(Lane::from_name).unwrap_or_default();
+            } else {
+                others.push(name, value);
+            }
         }
-    }
-    Overflowed {
-        partition: message.partition(),
-        offset: message.offset(),
-        lane,
-        key: message.key().unwrap_or_default().to_vec(),
-        value: message.payload().unwrap_or_default().to_vec(),
-        headers,
-    }
+        others
+    });
+    Overflowed { record, lane, headers }
 }
