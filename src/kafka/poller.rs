@@ -14,8 +14,8 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 use super::consumer::{Phase, REQUEST_WAIT, Shared, lock};
 use super::rebalance::{Rebalancer, sources, take_commits};
 use super::record::{Record, TopicPartition};
-use crate::panics;
 use super::{KafkaError, claims};
+use crate::panics;
 
 /// Polls in a row before what was fetched is handed over.
 const POLL_RECORDS_MAX: usize = 500;

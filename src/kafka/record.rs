@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn a_header_that_says_nothing_reliable_is_told_from_one_that_is_missing() {
-        let sole = |headers: &[(&[u8], Option<&[u8]>)]| record(headers).sole_header("id").map(|id| id.map(str::to_owned));
+        let sole =
+            |headers: &[(&[u8], Option<&[u8]>)]| record(headers).sole_header("id").map(|id| id.map(str::to_owned));
         assert_eq!(sole(&[(b"other", Some(b"1")), (b"id\0", Some(b"2"))]), Ok(None));
         assert_eq!(sole(&[(b"id", Some(b"1"))]), Ok(Some("1".into())));
         assert_eq!(sole(&[(b"id", Some(b"1")), (b"id", Some(b"1"))]), Ok(Some("1".into())));

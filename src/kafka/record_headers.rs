@@ -80,8 +80,7 @@ impl RecordHeaders {
                 Self { bytes: Vec::with_capacity(count * TYPICAL_BYTES), spans: Vec::with_capacity(count) };
             for index in 0..count {
                 let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0);
-                let answer =
-                    sys::rd_kafka_header_get_all(native, index, &raw mut name, &raw mut value, &raw mut size);
+                let answer = sys::rd_kafka_header_get_all(native, index, &raw mut name, &raw mut value, &raw mut size);
                 if answer != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
                     return Err(Unreadable);
                 }

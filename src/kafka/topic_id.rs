@@ -108,9 +108,10 @@ impl KnownId {
         }
         let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
         let config = client::pass_through(client::base(settings), settings, |_| true);
-        let asked = config.create().map_err(|error| KafkaError::Settings(error.to_string())).and_then(
-            |consumer: BaseConsumer| topic_id(consumer.client(), topic, wait),
-        );
+        let asked = config
+            .create()
+            .map_err(|error| KafkaError::Settings(error.to_string()))
+            .and_then(|consumer: BaseConsumer| topic_id(consumer.client(), topic, wait));
         match asked {
             Ok(id) => {
                 lock(&self.0).clone_from(&id);

@@ -81,10 +81,8 @@ impl<C: BoundedContext> Worker<C> {
             for (source, (claim, end)) in mailbox.take_passed() {
                 let (topic, group): (&str, _) = (&source.topic, &self.scope.groups[lane]);
                 let Claim { epoch, next_offset, .. } = claim;
-                let moved = session
-                    .client
-                    .execute(PASS, &[&source.partition, &topic, group, &epoch, &next_offset, &end])
-                    .await;
+                let moved =
+                    session.client.execute(PASS, &[&source.partition, &topic, group, &epoch, &next_offset, &end]).await;
                 match moved {
                     Ok(1) => mailbox.advance(&source, &Claim { next_offset: end, ..claim }),
                     // The next batch finds out whose the partition is.

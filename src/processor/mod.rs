@@ -42,7 +42,7 @@ use crate::kafka::{Consumer, ConsumerOptions, KafkaError, Peek, client};
 use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole, Destination, StoreError, destinations};
 
-pub use skip::skip;
+pub use skip::{position, skip};
 
 use cache::States;
 use intake::Intake;

@@ -58,8 +58,7 @@ pub(super) async fn honour<C: BoundedContext>(
 ) -> Result<(), Failure> {
     let digest = |record: &Record| Sha256::digest(record.value.as_deref().unwrap_or_default()).to_vec();
     let digests: Vec<Vec<u8>> = batch.live().map(|(_, command)| digest(&command.record)).collect();
-    let rows =
-        session.client.query(PERMITS, &[&digests]).await.map_err(Failure::at("look for commands sent again"))?;
+    let rows = session.client.query(PERMITS, &[&digests]).await.map_err(Failure::at("look for commands sent again"))?;
     let mut matched: HashSet<usize> = HashSet::new();
     let mut letters = Vec::new();
     for permit in rows.iter().map(permit) {

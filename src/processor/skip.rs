@@ -3,13 +3,18 @@
 //! It is parked whole and the offset moves behind it under a new epoch, in one transaction: whoever holds the
 //! partition is fenced off and claims anew. The command has no outcome then; replayed, it is decided.
 
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::Client;
 
 use crate::kafka::Record;
 use crate::store::{DeadLetter, StoreError, dead_letters};
 
-/// Where the group stands in the partition of `record`, and under which epoch; none where it never claimed it.
-pub async fn position(client: &Client, group: &str, topic: &str, partition: i32) -> Result<Option<(i64, i64)>, StoreError> {
+/// Where the group stands in a partition, and under which epoch; none where it never claimed it.
+pub async fn position(
+    client: &Client,
+    group: &str,
+    topic: &str,
+    partition: i32,
+) -> Result<Option<(i64, i64)>, StoreError> {
     let statement = "select next_offset, epoch from throughline.offsets
                      where partition = $1 and source_topic = $2 and group_id = $3";
     let row = client.query_opt(statement, &[&partition, &topic, &group]).await;
@@ -17,7 +22,12 @@ pub async fn position(client: &Client, group: &str, topic: &str, partition: i32)
 }
 
 /// Parks `record` as `letter` and moves its partition behind it; false when the partition is not at `held` any more.
-pub async fn skip(client: &mut Client, record: &Record, held: (i64, i64), letter: DeadLetter) -> Result<bool, StoreError> {
+pub async fn skip(
+    client: &mut Client,
+    record: &Record,
+    held: (i64, i64),
+    letter: DeadLetter,
+) -> Result<bool, StoreError> {
     let tx = client.transaction().await.map_err(StoreError::at("begin a skip"))?;
     let (next_offset, epoch) = held;
     let topic: &str = &record.source.topic;
@@ -32,10 +42,7 @@ pub async fn skip(client: &mut Client, record: &Record, held: (i64, i64), letter
     if moved == 0 {
         return Ok(false);
     }
-    keep(tx, letter).await.map(|()| true)
-}
-
-async fn keep(tx: Transaction<'_>, letter: DeadLetter) -> Result<(), StoreError> {
     dead_letters::park(&tx, &[letter]).await?;
-    tx.commit().await.map_err(StoreError::at("commit a skip"))
+    tx.commit().await.map_err(StoreError::at("commit a skip"))?;
+    Ok(true)
 }

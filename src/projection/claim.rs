@@ -117,7 +117,8 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
             }
             Start::Expired { first: target } => {
                 // With no event left to tell, nothing committed so far has to come from Kafka.
-                let before = Numbers::new(&projector.settings.kafka, &projector.topic, held.partition)?.first_from(target)?;
+                let before =
+                    Numbers::new(&projector.settings.kafka, &projector.topic, held.partition)?.first_from(target)?;
                 let seq = match before {
                     Some(next) => next - 1,
                     None => fill::last_seq(projector, tx, held.partition).await?,

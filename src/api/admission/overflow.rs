@@ -69,7 +69,10 @@ impl ProducerContext for Counting {
 /// The broker or the client says that it will not take what it was given, now or later.
 fn is_refusal(error: &ClientError) -> bool {
     use RDKafkaErrorCode as Code;
-    matches!(error.rdkafka_error_code(), Some(Code::MessageSizeTooLarge | Code::InvalidRecord | Code::InvalidMessageSize))
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::MessageSizeTooLarge | Code::InvalidRecord | Code::InvalidMessageSize)
+    )
 }
 
 struct Drainer {
