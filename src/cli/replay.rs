@@ -57,7 +57,8 @@ pub(super) async fn commands(
         .create_with_context(Deliveries { ids: delivered.clone() })
         .context("cannot make a producer")?;
     let partitions = partitions(&producer, settings)?;
-    let (able, unable): (Vec<&Parked>, Vec<&Parked>) = commands.iter().copied().partition(|one: &&Parked| obstacle(one, &partitions).is_none());
+    let (able, unable): (Vec<&Parked>, Vec<&Parked>) =
+        commands.iter().copied().partition(|one: &&Parked| obstacle(one, &partitions).is_none());
     for one in &unable {
         eprintln!("dead letter {} cannot be replayed: {}", one.id, obstacle(one, &partitions).unwrap_or_default());
     }

@@ -55,6 +55,27 @@ impl Peek {
         Ok(sources.iter().filter_map(end).collect())
     }
 
+    /// Of partitions that are read up to an offset, those behind which offsets stand and no record, with the end
+    /// of these: markers of transactions, and what was aborted. An offset that Kafka does not keep any more
+    /// tells nothing.
+    pub fn bare_ends(&self, positions: &[(TopicPartition, i64)]) -> Result<HashMap<TopicPartition, i64>, KafkaError> {
+        if positions.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let sources: Vec<TopicPartition> = positions.iter().map(|(source, _)| source.clone()).collect();
+        // Taken before the look: what is appended later is not judged by it.
+        let ends = self.ends(&sources)?;
+        let mut bare = HashMap::new();
+        for (source, position) in positions {
+            let Some(end) = ends.get(source).filter(|end| *end > position) else { continue };
+            let (first, _) = self.watermarks(source)?;
+            if first <= *position && self.first_from(source, *position)?.is_none() {
+                bare.insert(source.clone(), *end);
+            }
+        }
+        Ok(bare)
+    }
+
     /// The first record at `offset` or behind it; none up to the end.
     pub fn first_from(&self, source: &TopicPartition, offset: i64) -> Result<Option<Record>, KafkaError> {
         let mut found = None;

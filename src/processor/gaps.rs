@@ -4,6 +4,7 @@
 //! commands that were never handled. So the stored offset is moved past them while they can still be looked
 //! at: soon after an idle partition's end ran ahead of it, and when the processor stops.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::engine::BoundedContext;
@@ -26,20 +27,11 @@ pub(super) struct Gap {
 }
 
 /// The claims among `claims` behind which stand offsets and no record. Blocks.
-pub(super) fn find(peek: &Peek, claims: Vec<(TopicPartition, Claim)>) -> Result<Vec<Gap>, KafkaError> {
-    let sources: Vec<_> = claims.iter().map(|(source, _)| source.clone()).collect();
-    // Taken before the look: what is appended later is not judged by it.
-    let ends = if sources.is_empty() { return Ok(Vec::new()) } else { peek.ends(&sources)? };
-    let mut gaps = Vec::new();
-    for (source, claim) in claims {
-        let Some(&end) = ends.get(&source).filter(|end| **end > claim.next_offset) else { continue };
-        // An offset that is gone is the claim's to judge.
-        let (first, _) = peek.watermarks(&source)?;
-        if first <= claim.next_offset && peek.first_from(&source, claim.next_offset)?.is_none() {
-            gaps.push(Gap { source, claim, end });
-        }
-    }
-    Ok(gaps)
+pub(super) fn find(peek: &Peek, mut claims: HashMap<TopicPartition, Claim>) -> Result<Vec<Gap>, KafkaError> {
+    let positions: Vec<_> = claims.iter().map(|(source, claim)| (source.clone(), claim.next_offset)).collect();
+    let bare = peek.bare_ends(&positions)?;
+    let gap = |(source, end)| claims.remove(&source).map(|claim| Gap { source, claim, end });
+    Ok(bare.into_iter().filter_map(gap).collect())
 }
 
 /// Moves the idle claims of consumers that have ended their work, before their partitions are given up.

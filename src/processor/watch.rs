@@ -53,8 +53,7 @@ impl Watch {
     /// Has the workers pass what holds no record at the ends of idle partitions.
     async fn look_at_ends(&self) {
         for mailbox in self.consumers.iter().flat_map(Consumer::mailboxes) {
-            let idle: Vec<_> = mailbox.idle_claims().into_iter().collect();
-            let peek = self.peek.clone();
+            let (peek, idle) = (self.peek.clone(), mailbox.idle_claims());
             match tokio::task::spawn_blocking(move || gaps::find(&peek, idle)).await {
                 Ok(Ok(gaps)) => gaps.into_iter().for_each(|gap| mailbox.pass(gap.source, gap.claim, gap.end)),
                 // Kafka is away: consumers say so themselves.

@@ -1,5 +1,7 @@
 //! A context that breaks on demand: what a defect in a context, or in its data, does to others.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use throughline::engine::{
     Aggregate, BoundedContext, Command, CommandMeta, Decision, Encoded, EventCodec, InvalidCommand, Refusal,
     UndecodableEvent,
@@ -8,6 +10,9 @@ use uuid::Uuid;
 
 /// Named as orders is, to use its topics.
 pub struct FragileContext;
+
+/// Whether the defect that `mendable` meets is mended.
+pub static MENDED: AtomicBool = AtomicBool::new(false);
 
 /// Counts what happened.
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
@@ -32,6 +37,7 @@ impl Aggregate for Fragile {
     fn decide(&self, command: &Ask) -> Decision<String> {
         match command.trouble.as_deref() {
             Some("decide") => panic!("decide broke"),
+            Some("mendable") if !MENDED.load(Ordering::Acquire) => panic!("not mended yet"),
             // More than any record carries, and a character that PostgreSQL does not take.
             Some("refuse") => Err(Refusal::new("REFUSED", format!("a NUL: \0{}", "!".repeat(2_000_000)))),
             Some(trouble) => Ok(vec![trouble.to_owned()]),

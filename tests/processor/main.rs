@@ -8,6 +8,7 @@ mod fencing;
 mod floor;
 mod fragile;
 mod idempotency;
+mod odd;
 mod offsets;
 mod poison;
 mod streams;

@@ -4,6 +4,7 @@
 //! acknowledgements. A crash in between moves some commands again: their ids make that harmless,
 //! and their order is kept, since every mover goes through a partition from the committed offset on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use super::super::lane::Lane;
 use super::{Admission, unmovable};
 use crate::health::Heartbeat;
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, Record, RecordHeaders, client};
+use crate::kafka::{KafkaError, Peek, Record, RecordHeaders, TopicPartition, client};
 use crate::settings::Settings;
 use crate::store::StoreError;
 
@@ -38,6 +39,8 @@ pub enum OverflowError {
 }
 
 const POLL_WAIT: Duration = Duration::from_millis(100);
+/// Between two looks at ends that hold no record, while nothing else is to do.
+const ENDS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Counts the delivery reports of one batch.
 #[derive(Default)]
@@ -76,6 +79,9 @@ fn is_refusal(error: &ClientError) -> bool {
 }
 
 struct Drainer {
+    peek: Peek,
+    /// When the ends were looked at last.
+    looked_at: Instant,
     settings: Settings,
     group: String,
     admission: Arc<Admission>,
@@ -115,6 +121,8 @@ pub fn drain(
         .create_with_context(Counting(acknowledgements.clone()))
         .map_err(|error| KafkaError::Settings(error.to_string()))?;
     let mut drainer = Drainer {
+        peek: Peek::new(&settings.kafka)?,
+        looked_at: Instant::now(),
         settings: settings.clone(),
         group: names.overflow_group(),
         admission,
@@ -137,9 +145,33 @@ impl Drainer {
             let batch = self.read()?;
             if !batch.is_empty() {
                 self.relocate(&batch)?;
+            } else if self.looked_at.elapsed() > ENDS_INTERVAL {
+                self.pass_bare_ends()?;
             }
         }
         Ok(())
+    }
+
+    /// Commits past ends that hold no record, which would count as not drained for ever.
+    fn pass_bare_ends(&mut self) -> Result<(), OverflowError> {
+        self.looked_at = Instant::now();
+        let assigned = self.consumer.assignment().map_err(KafkaError::at("read the assignment"))?;
+        let committed = self
+            .consumer
+            .committed_offsets(assigned, POLL_WAIT * 100)
+            .map_err(KafkaError::at("read what is drained of overflow"))?;
+        let mut positions = Vec::new();
+        for element in committed.elements() {
+            let source = TopicPartition { topic: element.topic().into(), partition: element.partition() };
+            let position = match element.offset() {
+                Offset::Offset(offset) => offset,
+                _ => self.peek.watermarks(&source)?.0,
+            };
+            positions.push((source, position));
+        }
+        let ends = self.peek.bare_ends(&positions)?;
+        let ends = ends.into_iter().map(|(source, end)| (source.partition, end)).collect();
+        self.commit_to(&ends)
     }
 
     /// What overflow holds next, at most a batch.
@@ -268,21 +300,29 @@ impl Drainer {
     }
 
     fn commit(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
-        let mut ends = std::collections::BTreeMap::new();
+        let mut ends = BTreeMap::new();
         for command in piece {
             ends.insert(command.record.source.partition, command.record.offset + 1);
+        }
+        self.commit_to(&ends)?;
+        metrics::counter!("throughline_admission_overflow_drained_total").increment(piece.len() as u64);
+        Ok(())
+    }
+
+    fn commit_to(&self, ends: &BTreeMap<i32, i64>) -> Result<(), OverflowError> {
+        if ends.is_empty() {
+            return Ok(());
         }
         let mut list = TopicPartitionList::new();
         let topic = self.consumer.subscription().map_err(KafkaError::at("read the subscription"))?;
         let elements = topic.elements();
         let topic = elements.first().map_or("", |element| element.topic());
-        for (partition, end) in &ends {
+        for (partition, end) in ends {
             list.add_partition_offset(topic, *partition, Offset::Offset(*end))
                 .map_err(KafkaError::at("list offsets"))?;
         }
         self.consumer.commit(&list, CommitMode::Sync).map_err(KafkaError::at("commit overflow"))?;
-        self.admission.drained(&ends);
-        metrics::counter!("throughline_admission_overflow_drained_total").increment(piece.len() as u64);
+        self.admission.drained(ends);
         Ok(())
     }
 }
