@@ -104,12 +104,13 @@ impl Mailbox {
         (!batch.records.is_empty()).then_some(batch)
     }
 
-    /// Waits until something has gathered; true unless the mailbox is closed and empty.
+    /// Waits until something has gathered, or a claim can be moved past what is no record; true unless the
+    /// mailbox is closed and empty.
     pub async fn wait_filled(&self) -> bool {
         loop {
             {
                 let state = self.lock();
-                if !state.records.is_empty() {
+                if !state.records.is_empty() || !state.bare.is_empty() {
                     return true;
                 }
                 if state.closed {
@@ -141,8 +142,10 @@ impl Mailbox {
     /// Tells the worker that nothing from the claim's offset up to `end` is a record.
     pub fn pass(&self, source: TopicPartition, claim: Claim, end: i64) {
         let mut state = self.lock();
-        if state.claims.get(&source) == Some(&claim) {
+        if !state.closed && state.claims.get(&source) == Some(&claim) {
             state.bare.insert(source, (claim, end));
+            drop(state);
+            self.filled.notify_one();
         }
     }
 
@@ -228,6 +231,7 @@ impl Mailbox {
         let mut state = self.lock();
         state.closed = true;
         state.records.clear();
+        state.bare.clear();
         state.bytes = 0;
         drop(state);
         self.drained.notify_all();

@@ -65,12 +65,12 @@ pub(super) async fn pass_before_the_end(
 }
 
 impl<C: BoundedContext> Worker<C> {
-    /// Moves idle claims past what holds no record. What fails is found again; a batch that expects the old
-    /// offset cannot be under way, since this worker is the one that draws it.
+    /// Moves idle claims past what holds no record. What cannot be moved now is found again; a batch that
+    /// expects the old offset cannot be under way, since this worker is the one that draws it.
     pub(super) async fn pass_gaps(&self) {
-        let Some(session) = self.session.as_ref().filter(|_| self.drawn.is_none()) else { return };
         for (lane, mailbox) in self.lanes.mailboxes.iter().enumerate() {
             for (source, (claim, end)) in mailbox.take_passed() {
+                let Some(session) = self.session.as_ref().filter(|_| self.drawn.is_none()) else { continue };
                 let (topic, group): (&str, _) = (&source.topic, &self.scope.groups[lane]);
                 let Claim { epoch, next_offset, .. } = claim;
                 let moved =
@@ -81,7 +81,6 @@ impl<C: BoundedContext> Worker<C> {
                     Ok(_) => {}
                     Err(error) => {
                         tracing::debug!(partition = %source, %error, "the offset stays before what is no record");
-                        return;
                     }
                 }
             }

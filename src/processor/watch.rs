@@ -5,6 +5,7 @@
 //! the old offsets even fit: nothing fails, and the first records would be passed over. So the ids
 //! are compared now and then; a change claims the lane's partitions anew, and the claim explains.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use super::offsets::TopicIds;
 /// Between two looks at the topics' ids.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Between two looks at the ends of idle partitions.
-const ENDS_INTERVAL: Duration = Duration::from_millis(500);
+const ENDS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What is watched.
 pub(super) struct Watch {
@@ -52,14 +53,24 @@ impl Watch {
 
     /// Has the workers pass what holds no record at the ends of idle partitions.
     async fn look_at_ends(&self) {
+        let mut mailboxes = HashMap::new();
+        let mut idle = HashMap::new();
         for mailbox in self.consumers.iter().flat_map(Consumer::mailboxes) {
-            let (peek, idle) = (self.peek.clone(), mailbox.idle_claims());
-            match tokio::task::spawn_blocking(move || gaps::find(&peek, idle)).await {
-                Ok(Ok(gaps)) => gaps.into_iter().for_each(|gap| mailbox.pass(gap.source, gap.claim, gap.end)),
-                // Kafka is away: consumers say so themselves.
-                Ok(Err(error)) => tracing::debug!(%error, "cannot look at the ends of idle partitions"),
-                Err(error) => tracing::debug!(%error, "the look at the ends of idle partitions ended badly"),
+            for (source, claim) in mailbox.idle_claims() {
+                mailboxes.insert(source.clone(), mailbox);
+                idle.insert(source, claim);
             }
+        }
+        let peek = self.peek.clone();
+        match tokio::task::spawn_blocking(move || gaps::find(&peek, idle)).await {
+            Ok(Ok(gaps)) => {
+                for gap in gaps {
+                    mailboxes[&gap.source].pass(gap.source, gap.claim, gap.end);
+                }
+            }
+            // Kafka is away: consumers say so themselves.
+            Ok(Err(error)) => tracing::debug!(%error, "cannot look at the ends of idle partitions"),
+            Err(error) => tracing::debug!(%error, "the look at the ends of idle partitions ended badly"),
         }
     }
 

@@ -7,6 +7,7 @@ mod admission;
 mod commands;
 mod documents;
 mod health;
+mod odd;
 mod queries;
 mod server;
 mod tokens;

@@ -7,6 +7,9 @@ mod failures;
 mod faulty;
 mod fold;
 mod follow;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod odd;
 mod pages;
 mod rebuild_load;
 mod rebuilds;
@@ -14,5 +17,3 @@ mod reset_kills;
 mod resets;
 mod rights;
 mod scenario;
-#[path = "../harness/way.rs"]
-mod way;
