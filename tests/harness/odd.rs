@@ -72,7 +72,7 @@ pub fn odd_records(key: &[u8], value: &[u8], named: &[&str]) -> Vec<Odd> {
     add("more headers than the client reads", good_key, good_value, &too_many);
     add("a long header name", good_key, good_value, &[(&[b'n'; 70_000], Some(b"v"))]);
     add("a long header value", good_key, good_value, &[(b"n", Some(&[0xff; 300_000]))]);
-    let long: Vec<u8> = (0..100_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let long = noise(100_000);
     let keys: [(&str, Option<&[u8]>); 6] = [
         ("null", None),
         ("empty", Some(b"")),
@@ -103,6 +103,18 @@ pub fn odd_records(key: &[u8], value: &[u8], named: &[&str]) -> Vec<Odd> {
     add("value: nested deeply", good_key, Some(&deep), &[(b"\0", Some(b"\0"))]);
     assert!(odd.len() >= 50, "{} odd records", odd.len());
     odd
+}
+
+/// Bytes that no compression makes fewer; the same each time.
+pub fn noise(count: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..count).map(|_| next()).collect()
 }
 
 /// Produces one record to a partition, and waits until Kafka has it.

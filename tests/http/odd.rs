@@ -33,7 +33,7 @@ async fn odd_records_of_overflow_are_moved_as_they_are_or_kept() {
     odd.push(Odd {
         what: "larger than its lane takes".into(),
         key: None,
-        value: Some((0..900_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 23) as u8).collect()),
+        value: Some(odd::noise(900_000)),
         headers: RecordHeaders::default(),
     });
     for lane in names.lanes() {
