@@ -125,11 +125,8 @@ impl Peek {
                 Some(Err(ClientError::PartitionEOF(_))) => return Ok(()),
                 // Connection trouble heals by itself within the wait.
                 Some(Err(error)) => tracing::debug!(%error, "look at a record"),
-                Some(Ok(message)) => {
-                    if look(Record::detach(&message, source.topic.clone())).is_break() {
-                        return Ok(());
-                    }
-                }
+                Some(Ok(message)) if look(Record::detach(&message, source.topic.clone())).is_break() => return Ok(()),
+                Some(Ok(_)) => {}
             }
         }
     }
