@@ -5,12 +5,14 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::consumer::lock;
 use super::record::{Record, TopicPartition};
 use super::{KafkaError, client};
 use crate::settings::KafkaSettings;
@@ -19,6 +21,8 @@ use crate::settings::KafkaSettings;
 pub struct Peek {
     consumer: BaseConsumer,
     wait: Duration,
+    /// One look at a time: each assigns its own partition.
+    looking: Mutex<()>,
 }
 
 impl Peek {
@@ -28,7 +32,7 @@ impl Peek {
         config.set("enable.partition.eof", "true").set("auto.offset.reset", "earliest");
         let consumer = config.create().map_err(|error| KafkaError::Settings(error.to_string()))?;
         let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
-        Ok(Self { consumer, wait })
+        Ok(Self { consumer, wait, looking: Mutex::default() })
     }
 
     /// First offset kept and the end of what is decided: behind it a transaction may still be open.
@@ -96,6 +100,7 @@ impl Peek {
         offset: i64,
         mut look: impl FnMut(Record) -> ControlFlow<()>,
     ) -> Result<(), KafkaError> {
+        let _alone = lock(&self.looking);
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&source.topic, source.partition, Offset::Offset(offset))
             .and_then(|()| self.consumer.assign(&list))
@@ -103,6 +108,8 @@ impl Peek {
         let seen = self.read(source, &mut look);
         // Nothing more is fetched for a look that is over.
         let ended = self.consumer.unassign().map_err(KafkaError::at("end a look at a record"));
+        // The next look must not take an end of this one for its own.
+        while self.consumer.poll(Duration::ZERO).is_some() {}
         seen.and(ended)
     }
 
@@ -122,7 +129,7 @@ impl Peek {
             }
             match self.consumer.poll(left) {
                 None => {}
-                Some(Err(ClientError::PartitionEOF(_))) => return Ok(()),
+                Some(Err(ClientError::PartitionEOF(partition))) if partition == source.partition => return Ok(()),
                 // Connection trouble heals by itself within the wait.
                 Some(Err(error)) => tracing::debug!(%error, "look at a record"),
                 Some(Ok(message)) if look(Record::detach(&message, source.topic.clone())).is_break() => return Ok(()),

@@ -52,7 +52,7 @@ use watch::Watch;
 use worker::Worker;
 
 /// The last look for ends that hold no record takes this long at most.
-const LAST_LOOK_MAX: Duration = Duration::from_secs(2);
+const LAST_LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// What the aggregate of a context decides on.
 type Payload<C> = <<C as BoundedContext>::Aggregate as Aggregate>::Command;

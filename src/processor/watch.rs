@@ -38,7 +38,9 @@ impl Watch {
     pub async fn run(self, stopped: CancellationToken) {
         let mut ids_at = Instant::now() + INTERVAL;
         while stopped.run_until_cancelled(tokio::time::sleep(ENDS_INTERVAL)).await.is_some() {
-            self.look_at_ends().await;
+            if stopped.run_until_cancelled(self.look_at_ends()).await.is_none() {
+                return;
+            }
             if Instant::now() < ids_at {
                 continue;
             }

@@ -293,16 +293,12 @@ async fn transact<E: Send + Sync>(
     let advance = checkpoint::advance(&tx, projector.name(), moves);
     let (moved, applied, parked) = if ask {
         let moved = advance.await;
-        let mut split = split_parked(projector, &tx, items).await?;
-        if !split.letters.is_empty() {
-            let id = projector.topic_id().await;
-            split.letters.iter_mut().for_each(|letter| letter.topic_id.clone_from(&id));
-        }
+        let split = split_parked(projector, &tx, items).await?;
+        let count = split.letters.len() as u64;
         let applied = apply_runs(projector, &tx, events, &split.runs).await;
-        park::park(&tx, &split.letters).await?;
-        metrics::counter!("throughline_projection_parked_total", "projection" => projector.name())
-            .increment(split.letters.len() as u64);
-        (moved, applied, !split.letters.is_empty())
+        park::park_named(projector, &tx, split.letters).await?;
+        metrics::counter!("throughline_projection_parked_total", "projection" => projector.name()).increment(count);
+        (moved, applied, count > 0)
     } else {
         // Sent together: the compare-and-set reaches the server first and costs no round trip.
         let runs = runs(items.iter().filter_map(|item| event_of(item)));

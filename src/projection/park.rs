@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use tokio_postgres::types::Type;
 use tokio_postgres::{GenericClient, Transaction};
 
+use super::Projector;
 use super::decode::Item;
 use crate::store::dead_letters::{self, DeadLetter};
 use crate::store::{DeadLetter as Letter, StoreError};
@@ -39,6 +40,20 @@ pub(super) async fn any_open(client: &impl GenericClient, group: &str, topic: &s
         .await
         .map_err(StoreError::at("look for parked events"))?;
     Ok(row.get(0))
+}
+
+/// Parks records under Kafka's id of their topic.
+pub(super) async fn park_named<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    mut letters: Vec<DeadLetter>,
+) -> Result<(), StoreError> {
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let id = projector.topic_id().await;
+    letters.iter_mut().for_each(|letter| letter.topic_id.clone_from(&id));
+    park(tx, &letters).await
 }
 
 /// Parks records. One that was closed before (its partition was replayed since) is open again.

@@ -25,7 +25,7 @@ pub struct Fragile {
 #[serde(rename_all = "camelCase")]
 pub struct Ask {
     order_id: Uuid,
-    command_id: Uuid,
+    command_id: Option<Uuid>,
     trouble: Option<String>,
 }
 
@@ -81,12 +81,13 @@ impl BoundedContext for FragileContext {
     type Codec = FragileCodec;
     const NAME: &'static str = "orders";
 
-    fn parse_command(value: &[u8], _fallback_id: Uuid) -> Result<Command<Ask>, InvalidCommand> {
+    fn parse_command(value: &[u8], fallback_id: Uuid) -> Result<Command<Ask>, InvalidCommand> {
         let invalid =
             |error: serde_json::Error| InvalidCommand { reason: error.to_string(), command_id: None, stream_id: None };
         let payload: Ask = serde_json::from_slice(value).map_err(invalid)?;
         assert_ne!(payload.trouble.as_deref(), Some("parse"), "parse broke");
-        let meta = CommandMeta { command_id: payload.command_id, stream_id: payload.order_id, expected_version: None };
+        let command_id = payload.command_id.unwrap_or(fallback_id);
+        let meta = CommandMeta { command_id, stream_id: payload.order_id, expected_version: None };
         Ok(Command { meta, payload })
     }
 

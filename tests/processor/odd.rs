@@ -150,9 +150,14 @@ async fn offsets_without_a_record_are_no_commands_that_were_lost() {
     }
     let running = Running::start(&harness.settings).await;
     decided(&client, &ids[..3]).await;
-    // One is stopped at once, one goes on while the ends are looked at.
+    // Stopped at once, it looks at the ends once more; later, one that goes on does so by itself.
     running.stop().await;
-    all_passed(&harness, &client, &[0, 1, 2, 3, 4]).await;
+    for partition in 0..5 {
+        let stored = format!(
+            "select next_offset from throughline.offsets where source_topic = '{topic}' and partition = {partition}"
+        );
+        assert_eq!(number(&client, &stored).await, odd::watermarks(kafka, &topic, partition).1, "{partition}");
+    }
     for partition in 0..5 {
         odd::delete_all_records(kafka, &topic, partition).await;
     }
@@ -183,17 +188,6 @@ async fn offsets_without_a_record_are_no_commands_that_were_lost() {
     sound(&client).await;
 }
 
-async fn all_passed(harness: &Harness, client: &Client, partitions: &[i32]) {
-    let topic = harness.names().commands();
-    for partition in partitions {
-        let stored = format!(
-            "select next_offset from throughline.offsets where source_topic = '{topic}' and partition = {partition}"
-        );
-        let end = odd::watermarks(&harness.settings.kafka, &topic, *partition).1;
-        assert_eq!(number(client, &stored).await, end, "partition {partition}");
-    }
-}
-
 /// A command that failed by a defect is decided anew once that is mended, once, under the id that it had.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_command_is_decided_anew_and_once() {
@@ -205,23 +199,32 @@ async fn a_dead_command_is_decided_anew_and_once() {
     records.iter_mut().for_each(|record| record.partition = Some(0));
     records[1].headers.push(("traceparent", "00-x".into()));
     source.produce(&records);
+    // One without an id of its own: its place makes one.
+    let nameless = serde_json::json!({"orderId": Uuid::new_v4(), "trouble": "mendable"});
+    let mut nameless = command(&harness, &nameless);
+    nameless.partition = Some(0);
+    source.produce(std::slice::from_ref(&nameless));
     MENDED.store(false, Ordering::Release);
     let running = Running::start_as::<FragileContext>(&harness.settings, Arc::new(FragileCodec));
+    consumed(&client, 5).await;
+    let made =
+        client.query_one("select command_id from throughline.commands where command_id <> all($1)", &[&ids]).await;
+    let ids = [ids, vec![made.expect("an outcome").get(0)]].concat();
     let failed = decided(&client, &ids).await;
     assert!(failed.iter().all(|one| one.code.as_deref() == Some("COMMAND_FAILED")), "{failed:?}");
 
     // Somebody else's copy is a duplicate, before and after: only an operator has a command decided anew.
     source.produce(&records[..1]);
-    consumed(&client, 5).await;
+    consumed(&client, 6).await;
     MENDED.store(true, Ordering::Release);
     source.produce(&records[..1]);
-    consumed(&client, 6).await;
+    consumed(&client, 7).await;
     assert_eq!(decided(&client, &ids[..1]).await[0].code.as_deref(), Some("COMMAND_FAILED"));
 
     let parked = letters(&client).await;
-    assert_eq!(parked.len(), 4);
-    // Killed after the permit, and after the record: run again, both end as they should.
-    for (letter, point) in parked.iter().zip(["dlq.after_permit", "dlq.after_produce"]) {
+    assert_eq!(parked.len(), 5);
+    // Killed after the permit, and after the record: run again, all end as they should.
+    for (letter, point) in parked.iter().zip(["dlq.after_permit", "dlq.after_produce"].iter().cycle()) {
         let mut killed = tokio::process::Command::new(env!("CARGO_BIN_EXE_throughline"));
         killed.args(["dlq", "replay", "--yes", "--id", &letter.id.to_string()]).envs(harness.environment());
         let ended = killed.env("THROUGHLINE_CRASH_AT", point).output().await.expect("it starts");
@@ -241,10 +244,10 @@ async fn a_dead_command_is_decided_anew_and_once() {
         (number(&client, "select sum(next_offset)::bigint from throughline.offsets").await == end).then_some(())
     })
     .await;
-    assert_eq!(number(&client, "select count(*) from throughline.events").await, 4);
-    assert_eq!(number(&client, "select count(*) from throughline.commands").await, 4, "one outcome an id");
+    assert_eq!(number(&client, "select count(*) from throughline.events").await, 5);
+    assert_eq!(number(&client, "select count(*) from throughline.commands").await, 5, "one outcome an id");
     assert_eq!(number(&client, "select count(*) from throughline.replays").await, 0);
-    assert_eq!(number(&client, "select count(*) from throughline.dead_letters where status = 'replayed'").await, 4);
+    assert_eq!(number(&client, "select count(*) from throughline.dead_letters where status = 'replayed'").await, 5);
     running.stop().await;
     sound(&client).await;
     for id in [parked[0].id, 999_999] {
