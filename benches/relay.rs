@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use harness::Harness;
 use rdkafka::ClientContext;
-use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
 use throughline::health::Health;
 use throughline::kafka::{Record, client};
@@ -198,14 +197,11 @@ fn send(settings: &Settings, records: &[Record]) -> Duration {
 }
 
 fn send_one(producer: &ThreadedProducer<Acknowledged>, record: &Record) {
-    let headers = record.headers().iter().fold(OwnedHeaders::new_with_capacity(16), |headers, (key, value)| {
-        headers.insert(Header { key, value: Some(value) })
-    });
     let record = BaseRecord::to(&record.source.topic)
         .partition(record.source.partition)
         .key(record.key.as_deref().expect("a key"))
         .payload(record.value.as_deref().expect("a value"))
         .timestamp(record.timestamp_ms)
-        .headers(headers);
+        .headers(record.headers().expect("readable headers").to_native());
     producer.send(record).map_err(|(error, _)| error).expect("room for every record");
 }

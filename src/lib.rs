@@ -27,6 +27,7 @@
 //! | [`presence`] | which processes live and what they do with their partitions, told to PostgreSQL | `settings`, `store`, `health` |
 //! | [`status`] | who lives, what waits, what stands, what is away: asked and judged | the loops, `presence`, no context |
 //! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
+//! | [`panics`] | panics contained, told once and counted | nothing of ours |
 //! | [`health`] | which loops live and are ready; the loops tell | nothing of ours |
 //!
 //! # Invariants
@@ -50,6 +51,7 @@ pub mod engine;
 pub mod health;
 pub mod kafka;
 pub mod orders;
+pub mod panics;
 pub mod presence;
 pub mod processor;
 pub mod projection;

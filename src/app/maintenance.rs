@@ -34,7 +34,8 @@ pub async fn run(settings: Arc<Settings>, health: Arc<Health>, shutdown: Cancell
         let turn = bounded(TURN, "maintain the store", keeper.turn());
         let Some(turned) = shutdown.run_until_cancelled(turn).await else { return Ok(()) };
         keeper.tell(turned);
-        if shutdown.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_none() {
+        let pause = keeper.heartbeat.during(tokio::time::sleep(INTERVAL));
+        if shutdown.run_until_cancelled(pause).await.is_none() {
             return Ok(());
         }
     }

@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::panics;
 use crate::settings::{LogFormat, LogSettings};
 
 /// What a serving process logs when `RUST_LOG` is not set. What Kafka's clients say goes through
@@ -12,7 +13,7 @@ pub const SERVING: &str = "info,tokio_postgres=warn,rdkafka=off,librdkafka=off";
 /// What a command that a person waits for logs when `RUST_LOG` is not set.
 pub const QUIET: &str = "warn,rdkafka=off,librdkafka=off";
 
-/// Installs the subscriber of this process. A second call leaves the first one in place.
+/// Installs the subscriber of this process, and has panics told through it. A second call leaves the first one in place.
 pub fn start(settings: &LogSettings, default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt()
@@ -26,4 +27,5 @@ pub fn start(settings: &LogSettings, default: &str) {
     if let Err(error) = installed {
         tracing::debug!(%error, "a log subscriber is there already");
     }
+    panics::tell();
 }

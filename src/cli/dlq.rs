@@ -1,20 +1,14 @@
-//! `throughline dlq list|show|replay|discard`: what could not be handled, events and commands alike.
+//! `throughline dlq list|show|replay|skip|discard`: what could not be handled, events and commands alike.
 
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
-use rdkafka::ClientContext;
-use rdkafka::message::DeliveryResult;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use serde_json::{Value, json};
 
 use super::projection::{Consent, projectors};
-use super::{FOUND_FALSE, Output};
-use crate::kafka::client;
+use super::skip::{self, SkipArgs};
+use super::{Output, replay};
 use crate::projection;
 use crate::settings::Settings;
 use crate::store::dead_letters::{self, Filter, Parked};
@@ -48,6 +42,8 @@ enum DlqVerb {
         #[command(flatten)]
         consent: Consent,
     },
+    /// Park the record that a partition stands at, with a reason, and let the partition go on
+    Skip(SkipArgs),
     /// Close without handling them
     Discard {
         #[command(flatten)]
@@ -84,7 +80,6 @@ impl Which {
 const COLUMNS: [&str; 9] = ["id", "kind", "consumer", "partition", "offset", "seq", "key", "status", "reason"];
 /// Dead letters that one command looks at, at most.
 const ROWS_MAX: i64 = 10_000;
-const DELIVERY_WAIT: Duration = Duration::from_secs(30);
 
 /// Runs one verb.
 pub async fn run(args: DlqArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -107,10 +102,12 @@ pub async fn run(args: DlqArgs, settings: &Settings) -> anyhow::Result<ExitCode>
             if !consent.given(&format!("this replays {} dead letter(s)", found.len()))? {
                 return Ok(ExitCode::FAILURE);
             }
+            let open = all_open(&client, &which, &found).await?;
             let events = replay_events(args.output, &found, &consent, settings).await?;
-            let commands = replay_commands(&client, &found, &consent, settings).await?;
-            Ok(if events && commands { ExitCode::SUCCESS } else { ExitCode::from(FOUND_FALSE) })
+            let commands = replay::commands(&client, &found, consent.dry_run, settings).await?;
+            Ok(if open && events && commands { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        DlqVerb::Skip(skip_args) => skip::run(skip_args, settings).await,
         DlqVerb::Discard { which, consent } => {
             let found = dead_letters::find(&client, &which.filter(false), ROWS_MAX).await?;
             args.output.print(&COLUMNS, &found.iter().map(brief).collect::<Vec<_>>());
@@ -132,25 +129,94 @@ fn brief(one: &Parked) -> Value {
     json!({
         "id": one.id, "kind": one.letter.kind, "consumer": one.letter.consumer,
         "partition": one.letter.source_partition, "offset": one.letter.source_offset, "seq": one.letter.seq,
-        "key": one.letter.key.as_deref().map(String::from_utf8_lossy), "status": one.status,
+        "key": one.letter.key.as_deref().map(in_brief), "status": one.status,
         "reason": format!("{}: {}", one.letter.reason_code, one.letter.reason),
     })
+}
+
+/// A key for a table: a line of text, whatever it is.
+fn in_brief(bytes: &[u8]) -> String {
+    const CHARS_MAX: usize = 64;
+    let shown = text(bytes).map_or_else(|| bytes.escape_ascii().to_string(), str::to_owned);
+    match shown.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}… ({} bytes)", &shown[..end], bytes.len()),
+        None => shown,
+    }
+}
+
+/// Bytes that a terminal shows as they are.
+fn text(bytes: &[u8]) -> Option<&str> {
+    let is_plain = |char: char| !char.is_control() || ['\n', '\t'].contains(&char);
+    std::str::from_utf8(bytes).ok().filter(|text| text.chars().all(is_plain))
+}
+
+/// Puts bytes into `json`: as text, or else in hex under another name.
+fn put(json: &mut Value, name: &str, bytes: Option<&[u8]>) {
+    match bytes.map(|bytes| (text(bytes), bytes)) {
+        None => json[name] = Value::Null,
+        Some((Some(text), _)) => json[name] = text.into(),
+        Some((None, bytes)) => {
+            json[format!("{name}Hex")] = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+        }
+    }
 }
 
 fn whole(one: &Parked) -> Value {
     let mut json = brief(one);
     json["topic"] = one.letter.source_topic.as_str().into();
-    json["headers"] = one.letter.headers.clone();
+    json["topicId"] = one.letter.topic_id.clone().into();
+    if let Some(fields) = json.as_object_mut() {
+        fields.remove("key");
+    }
+    put(&mut json, "key", one.letter.key.as_deref());
+    json["headers"] = one.letter.headers.as_ref().map_or(Value::Null, |headers| {
+        let shown = headers.iter().map(|(name, value)| {
+            let mut header = json!({});
+            put(&mut header, "name", Some(name));
+            put(&mut header, "value", value);
+            header
+        });
+        shown.collect()
+    });
+    put(&mut json, "value", one.letter.value.as_deref());
     json["parkedAt"] = one.parked_at.to_string().into();
     json["closedAt"] = one.closed_at.map(|at| at.to_string()).into();
-    match one.letter.value.as_deref() {
-        None => json["value"] = Value::Null,
-        Some(bytes) => match std::str::from_utf8(bytes) {
-            Ok(text) if !text.contains('\0') => json["value"] = text.into(),
-            _ => json["valueHex"] = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into(),
-        },
-    }
     json
+}
+
+/// Tells which letters were asked for by id and are not open. Whether all were.
+async fn all_open(client: &tokio_postgres::Client, which: &Which, found: &[Parked]) -> anyhow::Result<bool> {
+    let missing: Vec<i64> = which.id.iter().copied().filter(|id| found.iter().all(|one| one.id != *id)).collect();
+    if missing.is_empty() {
+        return Ok(true);
+    }
+    let asked = Filter { ids: Some(missing.clone()), ..Filter::default() };
+    let closed = dead_letters::find(client, &asked, ROWS_MAX).await?;
+    for id in missing {
+        let reason = match closed.iter().find(|one| one.id == id) {
+            None => "there is no such letter".to_owned(),
+            Some(one) if one.status == "parked" => "it is not of the consumer or key asked for".to_owned(),
+            Some(one) => format!("it is {} already", one.status),
+        };
+        eprintln!("dead letter {id} cannot be replayed: {reason}");
+    }
+    Ok(false)
+}
+
+/// Tells which of the events can never be replayed. Whether none is such.
+fn all_events_of_the_relay(found: &[Parked], groups: &[String]) -> bool {
+    let mut all = true;
+    for one in found.iter().filter(|one| one.letter.kind == "event") {
+        let reason = match &one.letter {
+            letter if !groups.contains(&letter.consumer) => "no projection of this program has that consumer group",
+            letter if letter.seq.is_none() => "the relay did not write it, so it is no event. Discard it",
+            letter if letter.key.is_none() => "it has no key, so no event of an order. Discard it",
+            _ => continue,
+        };
+        eprintln!("dead letter {} cannot be replayed: {reason}", one.id);
+        all = false;
+    }
+    all
 }
 
 /// Replays the parked events among `found`, with every open event of their keys. Whether all went well.
@@ -162,10 +228,14 @@ async fn replay_events(
 ) -> anyhow::Result<bool> {
     let mut rows = Vec::new();
     let mut changes = Vec::new();
-    for projector in projectors(settings).await? {
+    let projectors = projectors(settings).await?;
+    let groups: Vec<String> = projectors.iter().map(|projector| projector.group.clone()).collect();
+    let all_able = all_events_of_the_relay(found, &groups);
+    for projector in projectors {
         let mut keys: Vec<Vec<u8>> = found
             .iter()
             .filter(|one| one.letter.kind == "event" && one.letter.consumer == projector.group)
+            .filter(|one| one.letter.seq.is_some())
             .filter_map(|one| one.letter.key.clone())
             .collect();
         keys.sort();
@@ -196,70 +266,5 @@ async fn replay_events(
             }
         }
     }
-    Ok(rows.iter().all(|row| row["failed"] == json!(false)))
-}
-
-/// Produces dead commands to their topic again; the processor meets them as any other.
-async fn replay_commands(
-    client: &tokio_postgres::Client,
-    found: &[Parked],
-    consent: &Consent,
-    settings: &Settings,
-) -> anyhow::Result<bool> {
-    let commands: Vec<&Parked> = found.iter().filter(|one| one.letter.kind == "command").collect();
-    if commands.is_empty() {
-        return Ok(true);
-    }
-    if consent.dry_run {
-        for one in &commands {
-            println!("would produce dead letter {} to {}", one.id, one.letter.source_topic);
-        }
-        return Ok(true);
-    }
-    let delivered: Arc<Mutex<Vec<i64>>> = Arc::default();
-    let producer: ThreadedProducer<Deliveries> = client::producer(&settings.kafka, 5)
-        .create_with_context(Deliveries { ids: delivered.clone() })
-        .context("cannot make a producer")?;
-    for one in &commands {
-        let mut record: BaseRecord<'_, [u8], [u8], Box<i64>> =
-            BaseRecord::with_opaque_to(&one.letter.source_topic, Box::new(one.id));
-        if let Some(key) = &one.letter.key {
-            record = record.key(key);
-        }
-        if let Some(value) = &one.letter.value {
-            record = record.payload(value);
-        }
-        let mut headers = OwnedHeaders::new();
-        for (name, value) in one.letter.headers.as_object().into_iter().flatten() {
-            headers = headers.insert(Header { key: name, value: value.as_str() });
-        }
-        producer
-            .send(record.headers(headers))
-            .map_err(|(error, _)| error)
-            .with_context(|| format!("cannot produce dead letter {}", one.id))?;
-    }
-    let flushed = producer.flush(DELIVERY_WAIT);
-    let ids = std::mem::take(&mut *delivered.lock().unwrap_or_else(PoisonError::into_inner));
-    let closed = dead_letters::close(client, &ids, "replayed").await?;
-    eprintln!("{closed} of {} command(s) produced again", commands.len());
-    flushed.context("Kafka did not take every command in time; those that it did not take stay open")?;
-    Ok(ids.len() == commands.len())
-}
-
-/// Collects the ids of the dead letters that Kafka acknowledged.
-struct Deliveries {
-    ids: Arc<Mutex<Vec<i64>>>,
-}
-
-impl ClientContext for Deliveries {}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = Box<i64>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, id: Box<i64>) {
-        match result {
-            Ok(_) => self.ids.lock().unwrap_or_else(PoisonError::into_inner).push(*id),
-            Err((error, _)) => eprintln!("dead letter {id} was not taken: {error}"),
-        }
-    }
+    Ok(all_able && rows.iter().all(|row| row["failed"] == json!(false)))
 }

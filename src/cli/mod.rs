@@ -14,9 +14,11 @@ mod json_diff;
 mod outbox;
 mod output;
 mod projection;
+mod replay;
 mod republish;
 mod run;
 mod schema;
+mod skip;
 mod status;
 mod stream;
 mod topics;
@@ -75,7 +77,7 @@ enum CliCommand {
     Command(command::CommandArgs),
     /// See, pause, reset, rebuild or roll back projections
     Projection(projection::ProjectionArgs),
-    /// See, replay or discard what could not be handled
+    /// See, replay, skip or discard what could not be handled
     Dlq(dlq::DlqArgs),
     /// See where the outbox stands: depth, age, rate and owner of each destination partition
     Outbox(outbox::OutboxArgs),

@@ -8,7 +8,6 @@
 //! it, it is claimed anew after a while, and nobody has to restart anything.
 
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,9 +17,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use super::committed;
 use super::consumer::{ClaimError, Committed, Shared};
 use super::mailbox::Claim;
-use super::panics;
 use super::rebalance::Rebalancer;
 use super::record::TopicPartition;
+use crate::panics;
 
 /// First and longest wait before a claim that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
@@ -260,7 +259,11 @@ fn ask_all(shared: &Shared, due: &[(TopicPartition, u64)]) {
     };
     std::thread::scope(|scope| {
         for _ in 0..due.len().min(THREADS_MAX) {
-            scope.spawn(work);
+            let thread = std::thread::Builder::new().name(format!("claim {}", shared.group));
+            if thread.spawn_scoped(scope, work).is_err() {
+                // No thread to be had: this one does it.
+                work();
+            }
         }
     });
 }
@@ -268,7 +271,7 @@ fn ask_all(shared: &Shared, due: &[(TopicPartition, u64)]) {
 /// # Errors
 /// What a panic said.
 fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panics::told("claim", panic.as_ref()))
+    panics::contain(work).map_err(|panic| format!("claiming panicked: {panic}"))
 }
 
 /// One try.

@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use rdkafka::message::{Header, OwnedHeaders};
 use uuid::Uuid;
 
+use super::record::Record;
+
 pub const CE_SPECVERSION: &str = "ce_specversion";
 pub const CE_ID: &str = "ce_id";
 pub const CE_TYPE: &str = "ce_type";
@@ -38,6 +40,16 @@ pub fn is_traceparent(text: &str) -> bool {
             b'-' => hyphens.contains(&at),
             _ => !hyphens.contains(&at) && matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
         })
+}
+
+/// The sequence number of a record that the relay wrote: plain digits from 1 on, beside the id of an event or
+/// result. None on anything else, so that a stranger's record with such a header counts for nothing.
+pub fn seq_of(record: &Record) -> Option<i64> {
+    let text = record.sole_header(SEQ).ok()??;
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+    let seq = text.parse().ok().filter(|_| is_plain)?;
+    Uuid::try_parse(record.sole_header(CE_ID).ok()??).ok()?;
+    Some(seq)
 }
 
 /// What a published record says about itself, beside key and value.

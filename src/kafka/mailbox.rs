@@ -36,6 +36,8 @@ struct State {
     records: VecDeque<Record>,
     bytes: usize,
     claims: HashMap<TopicPartition, Claim>,
+    /// Ends of what holds no record behind a claim, and the claim.
+    bare: HashMap<TopicPartition, (Claim, i64)>,
     closed: bool,
 }
 
@@ -102,12 +104,13 @@ impl Mailbox {
         (!batch.records.is_empty()).then_some(batch)
     }
 
-    /// Waits until something has gathered; true unless the mailbox is closed and empty.
+    /// Waits until something has gathered, or a claim can be moved past what is no record; true unless the
+    /// mailbox is closed and empty.
     pub async fn wait_filled(&self) -> bool {
         loop {
             {
                 let state = self.lock();
-                if !state.records.is_empty() {
+                if !state.records.is_empty() || !state.bare.is_empty() {
                     return true;
                 }
                 if state.closed {
@@ -134,6 +137,38 @@ impl Mailbox {
         if let Some(held) = state.claims.get_mut(source).filter(|held| held.epoch == claim.epoch) {
             *held = claim.clone();
         }
+    }
+
+    /// Tells the worker that nothing from the claim's offset up to `end` is a record.
+    pub fn pass(&self, source: TopicPartition, claim: Claim, end: i64) {
+        let mut state = self.lock();
+        if !state.closed && state.claims.get(&source) == Some(&claim) {
+            state.bare.insert(source, (claim, end));
+            drop(state);
+            self.filled.notify_one();
+        }
+    }
+
+    /// The claims that can be moved past offsets without a record, and to where.
+    pub fn take_passed(&self) -> HashMap<TopicPartition, (Claim, i64)> {
+        let mut state = self.lock();
+        let mut passed = std::mem::take(&mut state.bare);
+        passed.retain(|source, (claim, _)| state.claims.get(source) == Some(claim));
+        passed
+    }
+
+    /// The claims of partitions of which nothing waits.
+    pub fn idle_claims(&self) -> HashMap<TopicPartition, Claim> {
+        let state = self.lock();
+        let mut idle = state.claims.clone();
+        let mut last = None;
+        for record in &state.records {
+            // Records come in runs of one partition.
+            if last.replace(&record.source) != Some(&record.source) {
+                idle.remove(&record.source);
+            }
+        }
+        idle
     }
 
     /// The claims held now.
@@ -202,6 +237,7 @@ impl Mailbox {
         let mut state = self.lock();
         state.closed = true;
         state.records.clear();
+        state.bare.clear();
         state.bytes = 0;
         drop(state);
         self.drained.notify_all();

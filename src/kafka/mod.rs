@@ -10,11 +10,12 @@ pub mod consumer;
 pub mod ends;
 pub mod headers;
 pub mod mailbox;
-mod panics;
+pub mod peek;
 mod poller;
 pub mod probe;
 mod rebalance;
 pub mod record;
+pub mod record_headers;
 pub mod shares;
 pub mod topic_id;
 pub mod topics;
@@ -23,7 +24,9 @@ pub mod watermarks;
 
 pub use consumer::{Consumer, ConsumerOptions, PartitionOwner};
 pub use mailbox::{Batch, Claim, Mailbox};
-pub use record::{Record, TopicPartition};
+pub use peek::Peek;
+pub use record::{HeaderFault, Record, TopicPartition};
+pub use record_headers::RecordHeaders;
 
 /// A step against Kafka that failed.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,6 @@
 //! partitions and polls on, so that rebalances are answered and the group keeps its member.
 
 use std::collections::{HashMap, HashSet};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,8 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 use super::consumer::{Phase, REQUEST_WAIT, Shared, lock};
 use super::rebalance::{Rebalancer, sources, take_commits};
 use super::record::{Record, TopicPartition};
-use super::{KafkaError, claims, panics, voice};
+use super::{KafkaError, claims, voice};
+use crate::panics;
 
 /// Polls in a row before what was fetched is handed over.
 const POLL_RECORDS_MAX: usize = 500;
@@ -59,8 +59,9 @@ impl Poller {
     pub(super) fn run(mut self) -> Result<(), KafkaError> {
         let mut outcome = Ok(());
         while self.shared.is_running() {
-            let turned = std::panic::catch_unwind(AssertUnwindSafe(|| self.turn()));
-            outcome = turned.unwrap_or_else(|panic| Err(KafkaError::Fatal(panics::told("consumer", panic.as_ref()))));
+            outcome = panics::contain(|| self.turn()).unwrap_or_else(|panic| {
+                Err(KafkaError::Fatal(format!("the consumer of group {} panicked: {panic}", self.shared.group)))
+            });
             if let Err(error) = &outcome {
                 tracing::error!(group = self.shared.group, %error, "consumer ends");
                 break;

@@ -1,8 +1,10 @@
-//! A consumed record, owned: bytes as they were on the topic.
+//! A consumed record, owned: bytes as they were on the topic, whatever they are.
 
 use std::sync::Arc;
 
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
+
+use super::record_headers::RecordHeaders;
 
 /// A partition of a topic.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,59 +28,101 @@ pub struct Record {
     pub timestamp_ms: i64,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    headers: Vec<(String, Vec<u8>)>,
+    /// None where the client cannot take them apart.
+    headers: Option<RecordHeaders>,
+}
+
+/// Why a header cannot be taken at its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderFault {
+    #[error("is not text")]
+    NotText,
+    #[error("comes more than once, with different values")]
+    Repeated,
+    #[error("cannot be read: the record has more headers than the Kafka client takes apart")]
+    Unreadable,
 }
 
 impl Record {
     /// A record without headers and time.
     pub fn new(source: TopicPartition, offset: i64, key: Option<Vec<u8>>, value: Option<Vec<u8>>) -> Self {
-        Self { source, offset, timestamp_ms: 0, key, value, headers: Vec::new() }
+        Self { source, offset, timestamp_ms: 0, key, value, headers: Some(RecordHeaders::default()) }
     }
 
-    /// The same with these headers.
+    /// The same record with these headers; none stands for headers that cannot be read.
     #[must_use]
-    pub fn with_headers(self, headers: Vec<(String, Vec<u8>)>) -> Self {
+    pub fn with_headers(self, headers: Option<RecordHeaders>) -> Self {
         Self { headers, ..self }
     }
 
     /// Copies a message out of the client's buffer.
     pub fn detach(message: &BorrowedMessage<'_>, topic: Arc<str>) -> Self {
-        let headers = message.headers().map_or_else(Vec::new, |headers| {
-            headers.iter().map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec())).collect()
-        });
         Self {
             source: TopicPartition { topic, partition: message.partition() },
             offset: message.offset(),
             timestamp_ms: message.timestamp().to_millis().unwrap_or_default(),
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
-            headers,
+            headers: RecordHeaders::read(message).ok(),
         }
     }
 
     /// The last header of that name, as text; none when absent or not UTF-8.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let (_, value) = self.headers.iter().rev().find(|(key, _)| key == name)?;
-        std::str::from_utf8(value).ok()
+        let (_, value) = self.headers.as_ref()?.iter().rev().find(|(key, _)| *key == name.as_bytes())?;
+        std::str::from_utf8(value?).ok()
     }
 
-    /// All headers, as they came.
-    pub fn headers(&self) -> &[(String, Vec<u8>)] {
-        &self.headers
+    /// The header of that name where it can mean only one thing; none when absent.
+    ///
+    /// # Errors
+    /// It is there, and says nothing that could be relied on.
+    pub fn sole_header(&self, name: &str) -> Result<Option<&str>, HeaderFault> {
+        let headers = self.headers.as_ref().ok_or(HeaderFault::Unreadable)?;
+        let mut values = headers.iter().filter(|(key, _)| *key == name.as_bytes()).map(|(_, value)| value);
+        let Some(first) = values.next() else { return Ok(None) };
+        if values.any(|value| value != first) {
+            return Err(HeaderFault::Repeated);
+        }
+        std::str::from_utf8(first.ok_or(HeaderFault::NotText)?).map(Some).map_err(|_| HeaderFault::NotText)
     }
 
-    /// All headers, for dead letters: text where it is text, else lossy.
-    pub fn headers_json(&self) -> serde_json::Value {
-        self.headers
-            .iter()
-            .map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned().into()))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
+    /// All headers, as they came; none where the client cannot take them apart.
+    pub fn headers(&self) -> Option<&RecordHeaders> {
+        self.headers.as_ref()
     }
 
     /// Memory held, bytes, roughly.
     pub fn weight(&self) -> usize {
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 48).sum();
+        let headers = self.headers.as_ref().map_or(0, RecordHeaders::weight);
         128 + headers + self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(headers: &[(&[u8], Option<&[u8]>)]) -> Record {
+        let mut all = RecordHeaders::default();
+        headers.iter().for_each(|(name, value)| all.push(name, *value));
+        let source = TopicPartition { topic: "t".into(), partition: 0 };
+        Record::new(source, 0, None, None).with_headers(Some(all))
+    }
+
+    #[test]
+    fn a_header_that_says_nothing_reliable_is_told_from_one_that_is_missing() {
+        let sole =
+            |headers: &[(&[u8], Option<&[u8]>)]| record(headers).sole_header("id").map(|id| id.map(str::to_owned));
+        assert_eq!(sole(&[(b"other", Some(b"1")), (b"id\0", Some(b"2"))]), Ok(None));
+        assert_eq!(sole(&[(b"id", Some(b"1"))]), Ok(Some("1".into())));
+        assert_eq!(sole(&[(b"id", Some(b"1")), (b"id", Some(b"1"))]), Ok(Some("1".into())));
+        assert_eq!(sole(&[(b"id", Some(b"1")), (b"id", Some(b"2"))]), Err(HeaderFault::Repeated));
+        assert_eq!(sole(&[(b"id", Some(b"1")), (b"id", None)]), Err(HeaderFault::Repeated));
+        assert_eq!(sole(&[(b"id", None)]), Err(HeaderFault::NotText));
+        assert_eq!(sole(&[(b"id", Some(b"\xff"))]), Err(HeaderFault::NotText));
+        let unreadable = record(&[]).with_headers(None);
+        assert_eq!(unreadable.sole_header("id"), Err(HeaderFault::Unreadable));
+        assert_eq!(unreadable.header("id"), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Kafka's id of a topic: what tells a re-created topic from the old one of the same name.
 //!
-//! The safe client offers no such call, so this is the one place that talks to librdkafka directly.
+//! The safe client offers no such call, so librdkafka is asked directly.
 //! Every pointer here is made, checked and freed within one function.
 
 use std::ffi::{CStr, CString};

@@ -132,14 +132,16 @@ async fn park<C: BoundedContext>(
             kind: "command",
             consumer: scope.groups[batch.sources[command.source].lane].clone(),
             source_topic: record.source.topic.to_string(),
+            topic_id: scope.topic_ids.get(&record.source.topic),
             source_partition: record.source.partition,
             source_offset: Some(record.offset),
             seq: None,
             key: record.key.clone(),
-            headers: record.headers_json(),
+            headers: record.headers().map(|headers| headers.iter().collect()),
             value: record.value.clone(),
             reason_code: (*code).to_owned(),
             reason: reason.clone(),
+            command: Some((command.command_id, command.destination)),
         }
     };
     let letters: Vec<DeadLetter> = decided.parked.iter().map(letter).collect();

@@ -5,12 +5,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::engine::{Aggregate, BoundedContext, Encoded, EventCodec, ids};
+use crate::panics;
 
 use super::batch::Batch;
 use super::cache::Cached;
@@ -183,13 +183,13 @@ impl<C: BoundedContext> Desk<'_, C> {
             return Ok(Verdict::refused("VERSION_MISMATCH", reason, Some(stream.version)));
         }
         // Deciding takes the state by reference: a panic leaves it as it was.
-        let events = match catch_unwind(AssertUnwindSafe(|| stream.state.decide(payload))) {
+        let events = match panics::contain(|| stream.state.decide(payload)) {
             Ok(Ok(events)) => events,
             Ok(Err(refusal)) => {
                 return Ok(Verdict::refused(refusal.code, clean_reason(&refusal.reason), Some(stream.version)));
             }
             Err(panic) => {
-                let reason = clean_reason(&format!("deciding it panicked: {}", panic_text(panic.as_ref())));
+                let reason = clean_reason(&format!("deciding it panicked: {panic}"));
                 let version = stream.version;
                 self.decided.parked.push((index, COMMAND_FAILED, reason.clone()));
                 return Ok(Verdict::refused(COMMAND_FAILED, reason, Some(version)));
@@ -198,11 +198,9 @@ impl<C: BoundedContext> Desk<'_, C> {
         let encoded: Result<Vec<Encoded>, _> = events.iter().map(|event| encode(self.scope, event)).collect();
         let encoded =
             encoded.map_err(|reason| Failure::Command(index, format!("its event cannot be written: {reason}")))?;
-        let evolved = catch_unwind(AssertUnwindSafe(|| events.iter().for_each(|event| stream.state.evolve(event))));
+        let evolved = panics::contain(|| events.iter().for_each(|event| stream.state.evolve(event)));
         // The state may be half changed: the batch is loaded anew, without this command.
-        evolved.map_err(|panic| {
-            Failure::Command(index, format!("applying its event panicked: {}", panic_text(panic.as_ref())))
-        })?;
+        evolved.map_err(|panic| Failure::Command(index, format!("applying its event panicked: {panic}")))?;
         let counter = (command.destination, self.scope.events.id);
         let last_seq = self.last_seq.entry(counter).or_default();
         let mut seq = None;
@@ -259,9 +257,4 @@ fn encode<C: BoundedContext>(scope: &Scope<C>, event: &<C::Aggregate as Aggregat
         )),
         _ => Ok(encoded),
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

@@ -192,13 +192,8 @@ impl Intake {
 /// The command id that the header gives, if there is one. One that cannot be read is told: a command that took effect
 /// under another id than its sender meant would be done again.
 fn header_id(record: &Record) -> Result<Option<Uuid>, String> {
-    let mut values = record.headers().iter().filter(|(name, _)| name == headers::COMMAND_ID).map(|(_, value)| value);
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err("header command-id is there more than once".into());
-    }
-    let text = std::str::from_utf8(value).map_err(|_| "header command-id is not text".to_owned())?;
-    parse_id(text).map(Some).map_err(|fault| format!("header command-id {fault}"))
+    let text = record.sole_header(headers::COMMAND_ID).map_err(|fault| format!("header command-id {fault}"))?;
+    text.map(|text| parse_id(text).map_err(|fault| format!("header command-id {fault}"))).transpose()
 }
 
 /// What is wrong with the key of a record whose value names `stream_id`.
@@ -218,10 +213,11 @@ fn key_fault(key: Option<&[u8]>, stream_id: Uuid) -> Option<String> {
 
 /// The last header of that name, made fit to be kept with every event for ever: text, without NUL, and not too long.
 fn carried(record: &Record, name: &'static str) -> Option<String> {
-    let (_, value) = record.headers().iter().rev().find(|(key, _)| key == name)?;
+    let (_, value) = record.headers()?.iter().rev().find(|(key, _)| *key == name.as_bytes())?;
+    let value = value.unwrap_or_default();
     let text = String::from_utf8_lossy(value);
     let fit = clean(&text, headers::TEXT_HEADER_BYTES_MAX);
-    if fit.as_bytes() != value.as_slice() {
+    if fit.as_bytes() != value {
         metrics::counter!("throughline_command_headers_amended_total", "header" => name).increment(1);
     }
     Some(fit)

@@ -18,15 +18,16 @@ use super::batch::Batch;
 use super::cache::{Cached, States};
 use super::intake::Ask;
 use super::outcome::{IdScope, Outcome};
+use super::replays;
 use super::restore;
 use super::retry::Failure;
 use super::session::Session;
 use super::{Payload, Scope};
 
 /// Locks the counters of the batch's destination partitions, always in the same order, and reads
-/// PostgreSQL's clock, which dates the batch. $1 partitions, $2 topics.
+/// PostgreSQL's clock, which dates the batch, and whether dead commands were sent again. $1 partitions, $2 topics.
 pub(super) const LOCK_COUNTERS: &str = "
-    select partition, topic, last_seq, clock_timestamp()
+    select partition, topic, last_seq, clock_timestamp(), exists (select from throughline.replays)
     from throughline.counters
     where partition = any($1::int[]) and topic = any($2::smallint[])
     order by partition, topic
@@ -148,12 +149,16 @@ pub(super) async fn load<C: BoundedContext>(
         return Err(Failure::World(reason));
     }
     mark_lost(batch, &moved, &scope.groups);
+    let mut known = outcomes.iter().map(outcome).collect();
+    if counters.first().is_some_and(|row| row.get(4)) {
+        replays::honour(session, scope, batch, &mut known).await?;
+    }
     let streams = restore::streams::<C>(session, scope, wanted, &stored).await?;
     Ok(Loaded {
         now: counters.first().map_or_else(Timestamp::now, |row| row.get(3)),
         last_seq: counters.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect(),
         streams,
-        outcomes: outcomes.iter().map(outcome).collect(),
+        outcomes: known,
     })
 }
 
@@ -180,7 +185,7 @@ impl<A: Aggregate> Wanted<A> {
 }
 
 /// The distinct command ids of a batch, each where it counts, as columns.
-struct Ids {
+pub(super) struct Ids {
     partitions: Vec<i32>,
     streams: Vec<Uuid>,
     commands: Vec<Uuid>,
@@ -188,11 +193,14 @@ struct Ids {
 
 impl Ids {
     fn of<P>(batch: &Batch<P>) -> Self {
-        let count = batch.commands.len();
-        let column = || Vec::with_capacity(count);
-        let mut ids = Self { partitions: Vec::with_capacity(count), streams: column(), commands: column() };
-        let mut seen = HashSet::with_capacity(count);
-        for scope in batch.live().map(|(_, command)| command.scope()).filter(|scope| seen.insert(*scope)) {
+        let mut seen = HashSet::with_capacity(batch.commands.len());
+        Self::at(batch.live().map(|(_, command)| command.scope()).filter(|scope| seen.insert(*scope)))
+    }
+
+    /// The columns of `scopes`.
+    pub(super) fn at(scopes: impl Iterator<Item = IdScope>) -> Self {
+        let mut ids = Self { partitions: Vec::new(), streams: Vec::new(), commands: Vec::new() };
+        for scope in scopes {
             ids.partitions.push(scope.partition);
             ids.streams.push(scope.stream_id);
             ids.commands.push(scope.command_id);
@@ -205,7 +213,7 @@ async fn lock_counters(session: &Session, partitions: &Vec<i32>, topics: &Vec<i1
     session.client.query(&session.lock_counters, &[partitions, topics]).await
 }
 
-async fn load_outcomes(session: &Session, topic: i16, ids: &Ids) -> Result<Vec<Row>, Error> {
+pub(super) async fn load_outcomes(session: &Session, topic: i16, ids: &Ids) -> Result<Vec<Row>, Error> {
     let Ids { partitions, streams, commands } = ids;
     session.client.query(&session.load_outcomes, &[&topic, partitions, streams, commands]).await
 }
@@ -245,7 +253,7 @@ fn mark_lost<P>(batch: &mut Batch<P>, moved: &[Row], groups: &[String]) {
     }
 }
 
-fn outcome(row: &Row) -> (IdScope, Outcome) {
+pub(super) fn outcome(row: &Row) -> (IdScope, Outcome) {
     let scope = IdScope { partition: row.get(0), stream_id: row.get(1), command_id: row.get(2) };
     let mut payload_hash = [0; 16];
     let stored: &[u8] = row.get(3);

@@ -13,15 +13,18 @@ mod cache;
 mod decide;
 #[cfg(test)]
 mod decide_tests;
+mod gaps;
 mod intake;
 mod lanes;
 mod load;
 mod offsets;
 mod outcome;
+mod replays;
 mod restore;
 mod retry;
 mod session;
 mod settle;
+mod skip;
 mod watch;
 mod worker;
 
@@ -37,9 +40,11 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Aggregate, BoundedContext};
 use crate::health::{Health, Heartbeat, Told};
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{Consumer, ConsumerOptions, KafkaError, client};
+use crate::kafka::{Consumer, ConsumerOptions, KafkaError, Peek, client};
 use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole, Destination, Extent, StoreError, destinations};
+
+pub use skip::{position, skip};
 
 use backlog::Backlog;
 use cache::States;
@@ -48,6 +53,9 @@ use lanes::Lanes;
 use offsets::{OffsetsOwner, TopicIds};
 use watch::Watch;
 use worker::Worker;
+
+/// The last look for ends that hold no record takes this long at most.
+const LAST_LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// What the aggregate of a context decides on.
 type Payload<C> = <<C as BoundedContext>::Aggregate as Aggregate>::Command;
@@ -156,7 +164,8 @@ async fn serve<C: BoundedContext>(
         workers.spawn(worker(&settings, &scope, &consumers, (index, heartbeat), &wake, &shutdown).run());
     }
     let watched = CancellationToken::new();
-    let watching = tokio::spawn(watch(&settings, &names, &scope, &consumers, &database)?.run(watched.clone()));
+    let peek = Arc::new(Peek::new(&settings.kafka)?);
+    let watching = tokio::spawn(watch(&settings, &names, &scope, &consumers, (&database, &peek))?.run(watched.clone()));
     tracing::info!(context = C::NAME, workers = workers.len(), "processor runs");
 
     let mut outcome = Ok(());
@@ -176,6 +185,10 @@ async fn serve<C: BoundedContext>(
     }
     while let Some(ended) = workers.join_next().await {
         outcome = outcome.and(ended.map_err(Into::into));
+    }
+    let passed = gaps::pass_before_the_end(&peek, &database, &consumers, &scope.groups);
+    if !matches!(tokio::time::timeout(LAST_LOOK_MAX, passed).await, Ok(Ok(()))) {
+        tracing::debug!("ends that hold no record were not looked at");
     }
     for consumer in consumers.iter() {
         // The consumer's own reason says more than that it ended.
@@ -301,7 +314,7 @@ fn watch<C: BoundedContext>(
     names: &TopicNames,
     scope: &Scope<C>,
     consumers: &Arc<Vec<Consumer>>,
-    database: &Database,
+    (database, peek): (&Database, &Arc<Peek>),
 ) -> Result<Watch, ProcessorError> {
     let kafka = Arc::new(client::inquirer(&settings.kafka)?);
     let request_wait = Duration::from_millis(u64::from(settings.kafka.request_timeout_ms));
@@ -318,5 +331,6 @@ fn watch<C: BoundedContext>(
         topics: names.lanes().to_vec(),
         consumers: consumers.clone(),
         topic_ids: scope.topic_ids.clone(),
+        peek: peek.clone(),
     })
 }

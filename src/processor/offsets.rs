@@ -147,8 +147,8 @@ impl OffsetsOwner {
                 source.topic
             ),
             _ if stored < first => format!(
-                "Offset {stored} of {source} has expired: Kafka keeps {first} to {next}, so {} commands were dropped by \
-                 retention before they were handled.",
+                "Offset {stored} of {source} has expired: Kafka keeps {first} to {next}, so up to {} commands were dropped \
+                 by retention before they were handled.",
                 first - stored
             ),
             _ if stored > next => format!(

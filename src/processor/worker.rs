@@ -56,6 +56,7 @@ impl<C: BoundedContext> Worker<C> {
         self.stay_connected().await;
         loop {
             self.heartbeat.beat();
+            self.pass_gaps().await;
             if let Some(batch) = self.drawn.take().filter(|_| !self.shutdown.is_cancelled()) {
                 self.settle(batch).await;
                 continue;

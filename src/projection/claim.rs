@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use tokio_postgres::Transaction;
 
 use super::checkpoint::{self, Checkpoint};
-use super::peek::Peek;
+use super::peek::Numbers;
 use super::reset::{self, Start};
 use super::{LIVE, ProjectionLoopError, Projector, fill, gaps, state};
 use crate::kafka::consumer::{ClaimError, Committed, PartitionOwner};
@@ -85,7 +85,7 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         kept: (i64, i64),
     ) -> Result<Checkpoint, ProjectionLoopError> {
         let projector = &self.projector;
-        let peek = Peek::new(&projector.settings.kafka, &projector.topic, partition)?;
+        let peek = Numbers::new(&projector.settings.kafka, &projector.topic, partition)?;
         let view = TopicView { kept, topic_id: peek.topic_id()?, seq_before: &|offset| peek.seq_before(offset, kept) };
         self.claim_checkpoint(partition, committed, &view).await
     }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Projector;
 use crate::engine::{Position, Recorded};
 use crate::kafka::{Batch, Record, TopicPartition, headers};
+use crate::panics;
 use crate::settings::FailurePolicy;
 
 /// One record of a batch and what it is to us.
@@ -101,7 +102,7 @@ fn read<E: Send + Sync>(
     last: i64,
     discarded: Option<&HashSet<i64>>,
 ) -> Reading<E> {
-    let Some(seq) = record.header(headers::SEQ).and_then(|seq| seq.parse::<i64>().ok()) else {
+    let Some(seq) = headers::seq_of(record) else {
         let reason = "the record has no sequence number: the relay did not write it".to_owned();
         return Reading::Poison { seq: None, code: "FOREIGN_RECORD", reason };
     };
@@ -121,7 +122,9 @@ fn read<E: Send + Sync>(
     if discarded.is_some_and(|seqs| seqs.contains(&seq)) {
         return Reading::Discarded { seq };
     }
-    match recorded(projector, record, seq) {
+    // A defect of a codec is this record's trouble and no other's.
+    let reading = panics::contain(|| recorded(projector, record, seq));
+    match reading.unwrap_or_else(|panic| Err(format!("reading it panicked: {panic}"))) {
         Ok(event) => Reading::Event(event),
         Err(reason) => Reading::Poison { seq: Some(seq), code: "UNREADABLE_EVENT", reason },
     }

@@ -43,6 +43,7 @@ mod replay;
 mod reset;
 mod run;
 mod setback;
+mod skip;
 pub mod state;
 mod switch;
 mod transact;
@@ -56,6 +57,7 @@ pub use offsets::{PlannedReset, ResetTarget, reset_offsets};
 pub use rebuild::{Progress, RebuildMode, RebuildReport, rebuild};
 pub use replay::{ReplayedKey, RowChange, replay};
 pub use run::run;
+pub use skip::skip;
 pub use switch::{RollbackReport, drop_previous, rollback};
 
 use crate::engine::{EventCodec, Position, Projection};

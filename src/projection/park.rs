@@ -11,8 +11,8 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{GenericClient, Transaction};
 use uuid::Uuid;
 
-use super::Projector;
 use super::decode::Item;
+use super::{LIVE, Projector};
 use crate::store::dead_letters::{self, DeadLetter};
 use crate::store::{DeadLetter as Letter, StoreError};
 
@@ -47,6 +47,29 @@ pub(super) async fn any_open(client: &impl GenericClient, group: &str, topic: &s
         .await
         .map_err(StoreError::at("look for parked events"))?;
     Ok(row.get(0))
+}
+
+/// Parks records of the live projection. Those without a number of their own are told apart by their offset, and
+/// by the topic that the claim found it in.
+pub(super) async fn park_found<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    letters: &mut [DeadLetter],
+) -> Result<(), StoreError> {
+    if letters.iter().any(|letter| letter.seq.is_none()) {
+        let rows = tx
+            .query(
+                "select partition, topic_id from throughline.checkpoints where projection = $1 and generation = $2",
+                &[&projector.name(), &LIVE],
+            )
+            .await
+            .map_err(StoreError::at("look for the topic's id"))?;
+        let ids: HashMap<i32, Option<String>> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        for letter in letters.iter_mut() {
+            letter.topic_id = ids.get(&letter.source_partition).cloned().flatten();
+        }
+    }
+    park(tx, letters).await
 }
 
 /// Parks records. An event that was parked before, and came again, opens its row again.
@@ -86,14 +109,16 @@ pub(super) fn letter(group: &str, item: &Item, numbered: bool, code: &str, reaso
         kind: "event",
         consumer: group.to_owned(),
         source_topic: record.source.topic.to_string(),
+        topic_id: None,
         source_partition: record.source.partition,
         source_offset: Some(record.offset),
         seq: numbered.then_some(item.seq),
         key: record.key.clone(),
-        headers: record.headers_json(),
+        headers: record.headers().map(|headers| headers.iter().collect()),
         value: record.value.clone(),
         reason_code: code.to_owned(),
-        reason: reason.to_owned(),
+        reason: reason.replace('\0', "\u{fffd}"),
+        command: None,
     }
 }
 

@@ -60,10 +60,10 @@ pub(super) async fn transact<E: Send + Sync>(
     });
     let (moved, applied, parked) = if ask {
         let moved = advance.await?;
-        let split = bounded(limit, "look for parked keys", split_parked(projector, &tx, items)).await?;
+        let mut split = bounded(limit, "look for parked keys", split_parked(projector, &tx, items)).await?;
         let applied = apply_runs(projector, &tx, events, &split.runs).await;
         let parked = async {
-            park::park(&tx, &split.letters).await?;
+            park::park_found(projector, &tx, &mut split.letters).await?;
             gaps::leave_out(&tx, projector.name(), LIVE, &split.left_out).await
         };
         bounded(limit, "park events", parked).await?;

@@ -27,7 +27,7 @@ pub enum Tail {
     /// The highest sequence number near the end, and where it stands. Without holes the offset of
     /// `seq` is at least `seq - 1`; each repetition before it adds one.
     At { seq: i64, offset: i64 },
-    /// The last `records` records carry no sequence number: somebody else writes here.
+    /// The last `records` records carry no sequence number of ours: somebody else writes here.
     Foreign { records: i64 },
 }
 
@@ -183,7 +183,7 @@ fn read_windows(
                 let place = (message.topic(), message.partition());
                 let Some(&index) = open.get(&place) else { continue };
                 let record = Record::detach(&message, requests[index].target.topic.clone());
-                if let Some(seq) = record.header(headers::SEQ).and_then(|seq| seq.parse::<i64>().ok()) {
+                if let Some(seq) = headers::seq_of(&record) {
                     let higher = !matches!(tails[index], Ok(Tail::At { seq: highest, .. }) if highest >= seq);
                     if higher {
                         tails[index] = Ok(Tail::At { seq, offset: message.offset() });

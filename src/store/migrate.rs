@@ -22,6 +22,7 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { number: 6, name: "generations", sql: include_str!("migrations/0006_generations.sql") },
     Migration { number: 7, name: "one at a time", sql: include_str!("migrations/0007_one_at_a_time.sql") },
     Migration { number: 8, name: "time", sql: include_str!("migrations/0008_time.sql") },
+    Migration { number: 9, name: "any bytes", sql: include_str!("migrations/0009_any_bytes.sql") },
     Migration { number: 10, name: "presence", sql: include_str!("migrations/0010_presence.sql") },
     Migration {
         number: 11,

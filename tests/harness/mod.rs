@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of the harness")]
 
 pub mod flood;
+pub mod odd;
 pub mod way;
 
 use std::future::Future;

@@ -64,12 +64,12 @@ async fn text_that_postgresql_cannot_hold_is_the_callers_on_every_route() {
         ("/api/orders", json!({"customerId": "a\0b", "currency": "USD", "items": an_order()["items"]})),
         ("/api/orders", json!({"customerId": "a", "currency": "U\0D", "items": an_order()["items"]})),
         ("/api/orders", json!({"customerId": "a", "currency": "USD", "items": an_order()["items"], "a\0": 1})),
-        ("/api/orders/{id}/payments", json!({"paymentId": Uuid::nil(), "amount": "1\0", "currency": "USD"})),
+        ("/api/orders/{id}/payments", json!({"paymentId": Uuid::from_u128(8), "amount": "1\0", "currency": "USD"})),
         ("/api/orders/{id}/shipments", json!({"carrier": "a\0b", "trackingNumber": "c"})),
         ("/api/orders/{id}/shipments", json!({"carrier": "a", "trackingNumber": "\0"})),
         ("/api/orders/{id}/cancellation", json!({"reason": "\0"})),
     ] {
-        let path = path.replace("{id}", &Uuid::nil().to_string());
+        let path = path.replace("{id}", &Uuid::from_u128(7).to_string());
         for path in [path.clone(), format!("{path}/sync")] {
             server.send(&path, &body).await.is_problem(422, "INVALID_COMMAND");
         }

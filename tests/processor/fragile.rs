@@ -1,5 +1,7 @@
 //! A context that breaks on demand: what a defect in a context, or in its data, does to others.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use throughline::engine::{
     Aggregate, BoundedContext, Command, CommandMeta, Decision, Encoded, EventCodec, InvalidCommand, Refusal,
     UndecodableEvent,
@@ -8,6 +10,9 @@ use uuid::Uuid;
 
 /// Named as orders is, to use its topics.
 pub struct FragileContext;
+
+/// Whether the defect that `mendable` meets is mended.
+pub static MENDED: AtomicBool = AtomicBool::new(false);
 
 /// Counts what happened.
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
@@ -20,7 +25,7 @@ pub struct Fragile {
 #[serde(rename_all = "camelCase")]
 pub struct Ask {
     order_id: Uuid,
-    command_id: Uuid,
+    command_id: Option<Uuid>,
     trouble: Option<String>,
 }
 
@@ -32,6 +37,7 @@ impl Aggregate for Fragile {
     fn decide(&self, command: &Ask) -> Decision<String> {
         match command.trouble.as_deref() {
             Some("decide") => panic!("decide broke"),
+            Some("mendable") if !MENDED.load(Ordering::Acquire) => panic!("not mended yet"),
             // More than any record carries, and a character that PostgreSQL does not take.
             Some("refuse") => Err(Refusal::new("REFUSED", format!("a NUL: \0{}", "!".repeat(2_000_000)))),
             Some(trouble) => Ok(vec![trouble.to_owned()]),
@@ -75,12 +81,13 @@ impl BoundedContext for FragileContext {
     type Codec = FragileCodec;
     const NAME: &'static str = "orders";
 
-    fn parse_command(value: &[u8], _fallback_id: Uuid) -> Result<Command<Ask>, InvalidCommand> {
+    fn parse_command(value: &[u8], fallback_id: Uuid) -> Result<Command<Ask>, InvalidCommand> {
         let invalid =
             |error: serde_json::Error| InvalidCommand { reason: error.to_string(), command_id: None, stream_id: None };
         let payload: Ask = serde_json::from_slice(value).map_err(invalid)?;
         assert_ne!(payload.trouble.as_deref(), Some("parse"), "parse broke");
-        let meta = CommandMeta { command_id: payload.command_id, stream_id: payload.order_id, expected_version: None };
+        let command_id = payload.command_id.unwrap_or(fallback_id);
+        let meta = CommandMeta { command_id, stream_id: payload.order_id, expected_version: None };
         Ok(Command { meta, payload })
     }
 

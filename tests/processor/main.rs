@@ -9,6 +9,7 @@ mod floor;
 mod fragile;
 mod idempotency;
 mod ids;
+mod odd;
 mod offsets;
 mod poison;
 mod streams;

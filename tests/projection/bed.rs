@@ -291,6 +291,8 @@ impl Bed {
         let text = seq.unwrap_or_default().to_string();
         if seq.is_some() {
             all = all.insert(rdkafka::message::Header { key: headers::SEQ, value: Some(&text) });
+            let id = Uuid::new_v4().to_string();
+            all = all.insert(rdkafka::message::Header { key: headers::CE_ID, value: Some(&id) });
         }
         let record = BaseRecord::to(&topic).partition(partition).key(key).payload(value).headers(all);
         self.producer.send(record).map_err(|(error, _)| error).expect("queued");

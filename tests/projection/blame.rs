@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::bed::{Bed, expired};
 use super::faulty::{Fault, Faulty};
 use super::fold::{assert_folded, assert_same, fold, rows};
+use super::harness::way::Way;
 use super::scenario::lives;
-use super::way::Way;
 
 const NAME: &str = "order-list";
 const ROLE: &str = "throughline_projection_order_list";

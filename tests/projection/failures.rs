@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::bed::{Bed, PARTITIONS, expired};
 use super::faulty::{Fault, Faulty};
 use super::fold::{assert_folded, assert_same, fold, rows};
+use super::harness::way::Way;
 use super::scenario::lives;
-use super::way::Way;
 
 const NAME: &str = "order-list";
 

@@ -8,6 +8,9 @@ mod failures;
 mod faulty;
 mod fold;
 mod follow;
+#[path = "../harness/mod.rs"]
+mod harness;
+mod odd;
 mod pages;
 mod rebuild_load;
 mod rebuilds;
@@ -21,5 +24,3 @@ mod walk_model;
 mod walk_run;
 mod walk_steps;
 mod walk_world;
-#[path = "../harness/way.rs"]
-mod way;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use throughline::engine::{
     Applied, Encoded, EventCodec, Projection, ProjectionError, ReadModel, Recorded, UndecodableEvent,
 };
-use throughline::kafka::{Record, TopicPartition, headers};
+use throughline::kafka::{Record, RecordHeaders, TopicPartition, headers};
 use tokio_postgres::Transaction;
 use uuid::Uuid;
 
@@ -218,6 +218,8 @@ pub fn record(topic: &str, fact: &Fact, offset: i64) -> Record {
         (headers::CE_TIME, "2026-01-01T00:00:00Z".to_owned()),
     ];
     let source = TopicPartition { topic: topic.into(), partition: fact.partition };
-    let headers = all.into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes())).collect();
-    Record::new(source, offset, Some(fact.key.to_string().into_bytes()), Some(fact.payload())).with_headers(headers)
+    let mut headers = RecordHeaders::default();
+    all.iter().for_each(|(name, value)| headers.push(name.as_bytes(), Some(value.as_bytes())));
+    let key = fact.key.to_string().into_bytes();
+    Record::new(source, offset, Some(key), Some(fact.payload())).with_headers(Some(headers))
 }

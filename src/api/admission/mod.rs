@@ -10,8 +10,10 @@
 
 mod looks;
 mod overflow;
+mod overflowed;
 mod queue;
 mod sampler;
+mod unmovable;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,7 +23,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use looks::Looks;
-pub use overflow::{LANE_HEADER, OverflowError, drain};
+pub use overflow::{OverflowError, drain};
+pub use overflowed::LANE_HEADER;
 pub use queue::Depths;
 use queue::{Held, Part, Queue, Room, Spill};
 pub use sampler::{Sampler, SamplerError};

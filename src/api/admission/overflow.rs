@@ -10,30 +10,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
-use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use rdkafka::producer::{BaseRecord, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::super::lane::Lane;
-use super::Admission;
+use super::overflowed::{Acknowledgements, Counting, Overflowed, detach, is_refusal};
+use super::{Admission, unmovable};
 use crate::health::Heartbeat;
 use crate::kafka::client::Inquirer;
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, client, voice};
+use crate::kafka::{KafkaError, Peek, TopicPartition, client};
 use crate::settings::Settings;
-
-/// Header of an overflowed record: the lane it is bound for.
-pub const LANE_HEADER: &str = "lane";
+use crate::store::StoreError;
 
 /// The drainer gave up; it is started again by whoever runs it.
 #[derive(Debug, thiserror::Error)]
 pub enum OverflowError {
     #[error("drain the overflow topic: {0}")]
     Kafka(#[from] KafkaError),
+    #[error("keep an overflowed command that cannot be moved: {0}")]
+    Store(#[from] StoreError),
     #[error("{failed} overflowed commands were not acknowledged; they stay in overflow and are moved again")]
     NotAcknowledged { failed: u64 },
 }
@@ -41,37 +40,15 @@ pub enum OverflowError {
 const POLL_WAIT: Duration = Duration::from_millis(100);
 /// A step back within what was fetched.
 const SEEK_WAIT: Duration = Duration::from_secs(5);
-
-/// Counts the delivery reports of one batch.
-#[derive(Default)]
-struct Acknowledgements {
-    delivered: AtomicU64,
-    failed: AtomicU64,
-}
-
-#[derive(Clone)]
-struct Counting(Arc<Acknowledgements>);
-
-impl ClientContext for Counting {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        voice::log(level, facility, message);
-    }
-
-    fn error(&self, error: ClientError, reason: &str) {
-        voice::error(&error, reason);
-    }
-}
-
-impl ProducerContext for Counting {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        let counter = if result.is_ok() { &self.0.delivered } else { &self.0.failed };
-        counter.fetch_add(1, Ordering::Release);
-    }
-}
+/// Between two looks at ends that hold no record, while nothing else is to do.
+const ENDS_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Drainer {
+    peek: Peek,
+    /// When the ends were looked at last.
+    looked_at: Instant,
+    settings: Settings,
+    group: String,
     admission: Arc<Admission>,
     topic: String,
     lanes: [String; 3],
@@ -84,16 +61,6 @@ struct Drainer {
     shutdown: CancellationToken,
     /// Partitions of overflow that stay, by the lanes that their next command is bound for.
     staying: HashMap<i32, Lane>,
-}
-
-/// A command read from overflow and not yet moved.
-struct Overflowed {
-    partition: i32,
-    offset: i64,
-    lane: Lane,
-    key: Vec<u8>,
-    value: Vec<u8>,
-    headers: OwnedHeaders,
 }
 
 /// Drains until cancelled. Blocks its thread, and beats at every turn. A producer that failed for good ends
@@ -126,6 +93,10 @@ impl Drainer {
             .create_with_context(Counting(acknowledgements.clone()))
             .map_err(|error| KafkaError::Settings(error.to_string()))?;
         Ok(Self {
+            peek: Peek::new(&settings.kafka)?,
+            looked_at: Instant::now(),
+            settings: settings.clone(),
+            group: names.overflow_group(),
             admission,
             topic: names.overflow(),
             lanes: names.lanes(),
@@ -148,9 +119,33 @@ impl Drainer {
             let batch = self.leave_leaderless(batch)?;
             if !batch.is_empty() {
                 self.relocate(&batch)?;
+            } else if self.looked_at.elapsed() > ENDS_INTERVAL {
+                self.pass_bare_ends()?;
             }
         }
         Ok(())
+    }
+
+    /// Commits past ends that hold no record, which would count as not drained for ever.
+    fn pass_bare_ends(&mut self) -> Result<(), OverflowError> {
+        self.looked_at = Instant::now();
+        let assigned = self.consumer.assignment().map_err(KafkaError::at("read the assignment"))?;
+        let committed = self
+            .consumer
+            .committed_offsets(assigned, POLL_WAIT * 100)
+            .map_err(KafkaError::at("read what is drained of overflow"))?;
+        let mut positions = Vec::new();
+        for element in committed.elements() {
+            let source = TopicPartition { topic: element.topic().into(), partition: element.partition() };
+            let position = match element.offset() {
+                Offset::Offset(offset) => offset,
+                _ => self.peek.watermarks(&source)?.0,
+            };
+            positions.push((source, position));
+        }
+        let ends = self.peek.bare_ends(&positions)?;
+        let ends = ends.into_iter().map(|(source, end)| (source.partition, end)).collect();
+        self.commit_to(&ends)
     }
 
     /// What overflow holds next, at most a batch.
@@ -177,21 +172,24 @@ impl Drainer {
         let mut left = HashSet::new();
         let mut rest = Vec::with_capacity(batch.len());
         for command in batch {
-            if left.contains(&command.partition) {
+            if left.contains(&command.record.source.partition) {
                 continue;
             }
-            if self.admission.is_led(command.lane, command.partition) {
+            if self.admission.is_led(command.lane, command.record.source.partition) {
                 rest.push(command);
                 continue;
             }
-            left.insert(command.partition);
+            left.insert(command.record.source.partition);
             let topic = self.topic.as_str();
-            self.pause([command.partition])?;
+            self.pause([command.record.source.partition])?;
             self.consumer
-                .seek(topic, command.partition, Offset::Offset(command.offset), SEEK_WAIT)
+                .seek(topic, command.record.source.partition, Offset::Offset(command.record.offset), SEEK_WAIT)
                 .map_err(KafkaError::at("rewind overflow"))?;
-            self.staying.insert(command.partition, command.lane);
-            tracing::warn!(partition = command.partition, "overflow stays where its lane has no leader; others go on");
+            self.staying.insert(command.record.source.partition, command.lane);
+            tracing::warn!(
+                partition = command.record.source.partition,
+                "overflow stays where its lane has no leader; others go on"
+            );
         }
         Ok(rest)
     }
@@ -237,7 +235,7 @@ impl Drainer {
                 return Ok(());
             }
             let (piece, later) = rest.split_at(granted);
-            let moved = self.produce(piece);
+            let moved = self.relocate_piece(piece);
             let delivered = if moved.is_ok() { granted as u64 } else { 0 };
             self.admission.release_drained(first.lane, granted as u64, delivered);
             moved?;
@@ -280,29 +278,56 @@ impl Drainer {
         Ok(())
     }
 
-    fn produce(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
-        self.acknowledgements.delivered.store(0, Ordering::Relaxed);
-        self.acknowledgements.failed.store(0, Ordering::Relaxed);
-        let mut sent = 0;
-        for command in piece {
-            let record = BaseRecord::to(&self.lanes[command.lane.index()])
-                .key(&command.key)
-                .payload(&command.value)
-                .headers(command.headers.clone());
-            if let Err((error, _)) = self.producer.send(record) {
-                tracing::warn!(%error, "an overflowed command could not be queued");
-                break;
+    /// Moves a piece. What no lane takes is kept as a dead letter: it must not hold up what stands behind it.
+    fn relocate_piece(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
+        if self.produce(piece)? {
+            return Ok(());
+        }
+        // A batch is refused as a whole; alone each record answers for itself. Those that were taken come
+        // again, as after a crash.
+        for one in piece.chunks(1) {
+            self.heartbeat.beat();
+            if !self.produce(one)? {
+                unmovable::keep(&self.settings, &self.group, self.consumer.client(), &one[0].record)?;
             }
-            sent += 1;
+        }
+        Ok(())
+    }
+
+    /// False when something was refused for what it is.
+    fn produce(&self, piece: &[Overflowed]) -> Result<bool, OverflowError> {
+        let acknowledgements = &self.acknowledgements;
+        for counter in [&acknowledgements.delivered, &acknowledgements.refused, &acknowledgements.failed] {
+            counter.store(0, Ordering::Relaxed);
+        }
+        let (mut sent, mut refused) = (0, 0);
+        for command in piece {
+            let Some(headers) = &command.headers else {
+                refused += 1;
+                continue;
+            };
+            let mut record: BaseRecord<'_, [u8], [u8]> =
+                BaseRecord::to(&self.lanes[command.lane.index()]).headers(headers.to_native());
+            record.key = command.record.key.as_deref();
+            record.payload = command.record.value.as_deref();
+            match self.producer.send(record) {
+                Ok(()) => sent += 1,
+                Err((error, _)) if is_refusal(&error) => refused += 1,
+                Err((error, _)) => {
+                    tracing::warn!(%error, "an overflowed command could not be queued");
+                    break;
+                }
+            }
         }
         let deadline = Instant::now() + self.acknowledged_within;
-        let delivered = || self.acknowledgements.delivered.load(Ordering::Acquire);
-        let failed = || self.acknowledgements.failed.load(Ordering::Acquire);
-        while delivered() + failed() < sent && Instant::now() < deadline {
+        let answered = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        let settled = || answered(&acknowledgements.delivered) + answered(&acknowledgements.refused);
+        while settled() + answered(&acknowledgements.failed) < sent && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
-        match piece.len() as u64 - delivered() {
-            0 => Ok(()),
+        refused += answered(&acknowledgements.refused);
+        match piece.len() as u64 - answered(&acknowledgements.delivered) - refused {
+            0 => Ok(refused == 0),
             failed => Err(OverflowError::NotAcknowledged { failed }),
         }
     }
@@ -310,38 +335,25 @@ impl Drainer {
     fn commit(&self, piece: &[Overflowed]) -> Result<(), OverflowError> {
         let mut ends = BTreeMap::new();
         for command in piece {
-            ends.insert(command.partition, command.offset + 1);
+            ends.insert(command.record.source.partition, command.record.offset + 1);
+        }
+        self.commit_to(&ends)?;
+        metrics::counter!("throughline_admission_overflow_drained_total").increment(piece.len() as u64);
+        Ok(())
+    }
+
+    fn commit_to(&self, ends: &BTreeMap<i32, i64>) -> Result<(), OverflowError> {
+        if ends.is_empty() {
+            return Ok(());
         }
         let mut list = TopicPartitionList::new();
-        for (partition, end) in &ends {
+        for (partition, end) in ends {
             list.add_partition_offset(&self.topic, *partition, Offset::Offset(*end))
                 .map_err(KafkaError::at("list offsets"))?;
         }
         self.consumer.commit(&list, CommitMode::Sync).map_err(KafkaError::at("commit overflow"))?;
-        self.admission.drained(&ends);
-        metrics::counter!("throughline_admission_overflow_drained_total").increment(piece.len() as u64);
+        self.admission.drained(ends);
         Ok(())
-    }
-}
-
-fn detach(message: &BorrowedMessage<'_>) -> Overflowed {
-    let mut lane = Lane::Normal;
-    let mut headers = OwnedHeaders::new();
-    for header in message.headers().into_iter().flat_map(Headers::iter) {
-        if header.key == LANE_HEADER {
-            let name = header.value.and_then(|value| std::str::from_utf8(value).ok());
-            lane = name.and_then(Lane::from_name).unwrap_or_default();
-        } else {
-            headers = headers.insert(Header { key: header.key, value: header.value });
-        }
-    }
-    Overflowed {
-        partition: message.partition(),
-        offset: message.offset(),
-        lane,
-        key: message.key().unwrap_or_default().to_vec(),
-        value: message.payload().unwrap_or_default().to_vec(),
-        headers,
     }
 }
 
@@ -352,6 +364,7 @@ mod tests {
 
     use super::*;
     use crate::health::Health;
+    use crate::kafka::{Record, RecordHeaders};
 
     #[test]
     fn a_producer_that_failed_for_good_ends_the_drainer_and_the_next_one_moves_what_it_could_not() {
@@ -363,8 +376,9 @@ mod tests {
             Drainer::open(&settings, &names, Admission::measured(&settings), heartbeat, CancellationToken::new())
         };
         let lane = Lane::Normal;
-        let (key, value, headers) = (b"k".to_vec(), b"v".to_vec(), OwnedHeaders::new());
-        let piece = [Overflowed { partition: 0, offset: 0, lane, key, value, headers }];
+        let source = TopicPartition { topic: names.overflow().as_str().into(), partition: 0 };
+        let record = Record::new(source, 0, Some(b"k".to_vec()), Some(b"v".to_vec()));
+        let piece = [Overflowed { record, lane, headers: Some(RecordHeaders::default()) }];
         let drainer = open().unwrap();
         drainer.produce(&piece).unwrap();
         let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
