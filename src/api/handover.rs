@@ -232,6 +232,7 @@ mod tests {
     use super::super::admission::Admission;
     use super::super::lane::Lane;
     use super::*;
+    use crate::engine::destination_partition;
 
     const REASON: &CStr = c"made by a test";
 
@@ -245,7 +246,9 @@ mod tests {
     }
 
     async fn hand_over(handover: &Handover, admission: &Arc<Admission>) -> Result<(), Problem> {
-        let id = Uuid::now_v7();
+        // Topics of the client's own broker have four partitions.
+        let mut ids = std::iter::repeat_with(Uuid::now_v7);
+        let id = ids.find(|id| destination_partition(*id, 6) < 4).unwrap();
         let permit = admission.admit(Lane::Normal, id, 2).await?;
         let (value, correlation_id) = (b"{}".as_slice(), "test");
         let (causation_id, traceparent, principal) = (None, None, None);

@@ -12,7 +12,7 @@ use metrics::{Counter, Histogram};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::{Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::Notify;
 
@@ -169,14 +169,9 @@ impl ClientContext for Deliveries {
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::Fatal) => self.fail(Failure {
-                record: None,
-                code: Some(RDKafkaErrorCode::Fatal),
-                reason: format!("the producer cannot go on: {reason}"),
-            }),
-            _ => voice::error(&error, reason),
-        }
+        voice::error(&error, reason);
+        // A fatal one comes under the code of its cause: whoever owns the client looks for it.
+        self.progress.notify_one();
     }
 }
 
@@ -331,6 +326,10 @@ impl Publisher {
 
     /// Whether the generation is over.
     pub fn has_failed(&self) -> bool {
+        if let Some((_, reason)) = self.producer.client().fatal_error() {
+            let reason = format!("the producer cannot go on: {reason}");
+            self.deliveries().fail(Failure { record: None, code: Some(RDKafkaErrorCode::Fatal), reason });
+        }
         self.deliveries().failed.load(Ordering::Acquire)
     }
 

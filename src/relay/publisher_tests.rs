@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use rdkafka::bindings::rd_kafka_test_fatal_error;
 use rdkafka::mocking::MockCluster;
-use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::*;
