@@ -222,7 +222,8 @@ async fn gauges_of_a_partition_end_with_its_lease() {
     .await;
     client
         .batch_execute(
-            "update throughline.relay_leases set owner = 'another', epoch = epoch + 1, expires_at = 'infinity'",
+            "update throughline.relay_leases
+             set owner = 'another', epoch = epoch + 1, renewed_at = now(), expires_at = now() + interval '1 hour'",
         )
         .await
         .unwrap();

@@ -17,7 +17,9 @@ pub fn base(settings: &KafkaSettings) -> ClientConfig {
         .set("client.id", "throughline")
         .set("socket.keepalive.enable", "true")
         .set("reconnect.backoff.ms", "50")
-        .set("reconnect.backoff.max.ms", "2000");
+        .set("reconnect.backoff.max.ms", "2000")
+        // Partitions that are added to a topic, and brokers that took over, are noticed within seconds.
+        .set("topic.metadata.refresh.interval.ms", "5000");
     config
 }
 
@@ -47,8 +49,6 @@ pub fn consumer(settings: &KafkaSettings, group: &str, instance_id: &str) -> Cli
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "error")
-        // Partitions that are added to a topic, and brokers that took over, are noticed within seconds.
-        .set("topic.metadata.refresh.interval.ms", "5000")
         .set("isolation.level", "read_committed")
         .set("queued.max.messages.kbytes", settings.prefetch_kbytes_max.to_string())
         .set("fetch.queue.backoff.ms", "10")

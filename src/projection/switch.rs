@@ -221,6 +221,16 @@ async fn swap<E: Send + Sync + 'static>(
         .await
         .map_err(StoreError::at("swap checkpoints"))?;
     }
+    // A generation that was rebuilt before anything was applied has no checkpoints. Epochs never begin anew: an
+    // operator's reset, named with one that was used before, would be taken for carried out.
+    tx.execute(
+        "insert into throughline.checkpoints (partition, projection, generation, epoch)
+         select partition, $1, $2, $4 from throughline.checkpoints where projection = $1 and generation = $3
+         on conflict do nothing",
+        &[&name, &LIVE, &PREVIOUS, &epoch],
+    )
+    .await
+    .map_err(StoreError::at("swap checkpoints"))?;
     park::agree(&tx, projector, None, "rollback").await?;
     tx.execute(
         "update throughline.projections

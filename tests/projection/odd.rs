@@ -160,6 +160,9 @@ async fn offsets_without_a_record_hold_no_projection_up() {
     }
     // Some events never came from Kafka at all: the store has them.
     bed.emit(&lives(36, 10)).await;
+    let published = "update throughline.relay_leases l set published = c.last_seq from throughline.counters c
+                     where c.partition = l.partition and c.topic = l.topic";
+    bed.owner.execute(published, &[]).await.expect("they were published, and are gone since");
     for partition in 0..3 {
         odd::delete_all_records(&bed.settings.kafka, &topic, partition).await;
     }
