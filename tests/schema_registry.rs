@@ -12,7 +12,7 @@ use throughline::avro::{
 };
 use throughline::orders::schemas;
 use throughline::settings::{DatabaseSettings, LoadedSettings, Settings};
-use throughline::store::{Database, DatabaseRole, connect, migrate};
+use throughline::store::{Database, DatabaseRole, connect, destinations, migrate};
 use tokio_postgres::Client;
 
 /// A migrated database of its own, dropped at the end of the scenario.
@@ -100,14 +100,15 @@ async fn ids_are_given_once_however_many_register() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_with_events_of_a_newer_program_is_refused_by_type_version_and_count() {
     let database = OwnDatabase::create().await;
-    let client = database.connect().await;
+    let mut client = database.connect().await;
     register(&client, &changed(false)).await.unwrap();
     let catalogue = schemas::catalogue().unwrap();
     let ids = load(&client, &catalogue).await.unwrap();
     // Registered by a newer program, not used yet: an old reader may run.
     check_store(&client, &catalogue, &schemas::upcasters(), &ids).await.unwrap();
+    destinations::register(&mut client, "orders-events", 1).await.unwrap();
     let insert = "
-        with topic as (insert into throughline.topics (name, partitions) values ('orders-events', 1) returning id)
+        with topic as (select id from throughline.topics where name = 'orders-events')
         insert into throughline.events (partition, topic, seq, stream_id, version, event_id, type, schema_version,
                                         command_id, correlation_id, recorded_at, payload)
         select 0, topic.id, seq, gen_random_uuid(), 1, gen_random_uuid(), 'OrderShipped', 1 + seq, gen_random_uuid(), '',

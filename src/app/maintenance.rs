@@ -31,7 +31,9 @@ pub async fn run(settings: Arc<Settings>, health: Arc<Health>, shutdown: Cancell
         told: None,
     };
     loop {
-        let turn = bounded(TURN, "maintain the store", keeper.turn());
+        // Waiting for PostgreSQL is no hang, however long.
+        let heartbeat = keeper.heartbeat.clone();
+        let turn = heartbeat.during(bounded(TURN, "maintain the store", keeper.turn()));
         let Some(turned) = shutdown.run_until_cancelled(turn).await else { return Ok(()) };
         keeper.tell(turned);
         let pause = keeper.heartbeat.during(tokio::time::sleep(INTERVAL));

@@ -29,10 +29,14 @@ pub struct Peek {
 impl Peek {
     /// A reader whose looks take at most `kafka.request_timeout_ms` each.
     pub fn new(settings: &KafkaSettings) -> Result<Self, KafkaError> {
+        Self::with_wait(settings, Duration::from_millis(u64::from(settings.request_timeout_ms)))
+    }
+
+    /// A reader whose looks take `wait` each, at most.
+    pub fn with_wait(settings: &KafkaSettings, wait: Duration) -> Result<Self, KafkaError> {
         let mut config = client::consumer(settings, "throughline-peek", "");
         config.set("enable.partition.eof", "true").set("auto.offset.reset", "earliest");
         let consumer = client::inquirer_of(&config)?;
-        let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
         Ok(Self { consumer, wait, looking: Mutex::default() })
     }
 

@@ -90,27 +90,6 @@ async fn few_files_are_shared_so_that_health_is_answered_and_the_work_goes_on() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_files_run_out_the_api_gives_what_the_admin_port_needs() {
-    let harness = Harness::new("no_descriptors").await;
-    let alone = limited(&harness, "api", "ulimit -n 4096");
-    ready(&alone.admin_url().await).await;
-    let needed = open_files(&alone);
-    assert_eq!(alone.terminate().await, 0);
-    // Half of them are kept back, which is too little.
-    let process = limited(&harness, "api", &format!("ulimit -n {}", needed + 20));
-    let (api, admin) = (process.http_url().await, process.admin_url().await);
-    ready(&admin).await;
-    let mut held = Vec::new();
-    besiege(&process, &api, &admin, &mut held).await;
-    assert!(accept_errors(&admin).await, "files did run out");
-    assert!(process.count("could not be accepted") <= 4, "one line a port and minute");
-    drop(held);
-    ready(&admin).await;
-    assert_eq!(client().get(format!("{api}/subjects")).send().await.expect("an answer").status(), 200);
-    assert_eq!(process.terminate().await, 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_soft_limit_is_raised_to_the_hard_one() {
     let harness = Harness::new("soft_limit").await;
     let process = limited(&harness, "relay", "ulimit -Sn 128; ulimit -Hn 4096");

@@ -168,7 +168,7 @@ async fn an_interrupted_tail_ends_its_array(harness: &Harness) {
 
 async fn usage_that_cannot_be_meant_is_told_by_the_exit_code(harness: &Harness) {
     let new = format!("{}new", harness.settings.topics.prefix);
-    let ours = harness.names().events();
+    let ours = harness.names().commands();
     for (line, says) in [
         ("events tail --from 0:1 --from 0:2", "partition 0 twice"),
         ("events tail --from beginning --from end", "alone"),
@@ -237,7 +237,8 @@ async fn republish_repeats_history(harness: &Harness, client: &Client, old: Uuid
     let plan = rows(harness, &["events", "republish", "--to-topic", &target, "--dry-run"]).await;
     assert_eq!(plan.iter().filter_map(|row| row["events"].as_i64()).sum::<i64>(), 4);
     assert_eq!(republish(&[]).await.code, 2, "consent is asked for");
-    let onto_ours = ["events", "republish", "--yes", "--to-topic", &harness.names().events()];
+    // Onto the events topic it would give back what that lacks; the others are not for events.
+    let onto_ours = ["events", "republish", "--yes", "--to-topic", &harness.names().commands()];
     assert!(run(harness, &onto_ours).await.stderr.contains("belongs to the pipeline"));
 
     let sent = republish(&["--yes"]).await;

@@ -11,6 +11,7 @@ mod descriptors;
 mod events_cli;
 mod ids_cli;
 mod malformed;
+mod neighbours;
 mod one_order;
 mod outages;
 mod process;

@@ -130,7 +130,7 @@ async fn topic_with_other_partitions() {
     let harness = Harness::new("partitions").await;
     let mut run = command(&harness, &["run", "processor"]);
     run.env("THROUGHLINE__TOPICS__COMMAND_PARTITIONS", "7");
-    assert_helpful(&ended(&mut run).await, &["has 6 partitions, the settings say 7"]);
+    assert_helpful(&ended(&mut run).await, &["has 6 partitions, 7 are needed", "--partitions 7"]);
     let mut check = command(&harness, &["topics", "check"]);
     check.env("THROUGHLINE__TOPICS__COMMAND_PARTITIONS", "7");
     let found = ended(&mut check).await;

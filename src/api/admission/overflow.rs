@@ -43,6 +43,8 @@ const POLL_WAIT: Duration = Duration::from_millis(100);
 const SEEK_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks at ends that hold no record, while nothing else is to do.
 const ENDS_INTERVAL: Duration = Duration::from_secs(1);
+/// Each question of such a look, at most.
+const ENDS_WAIT: Duration = Duration::from_secs(2);
 
 struct Drainer {
     peek: Peek,
@@ -94,7 +96,7 @@ impl Drainer {
             .create_with_context(Counting(acknowledgements.clone()))
             .map_err(|error| KafkaError::Settings(error.to_string()))?;
         Ok(Self {
-            peek: Peek::new(&settings.kafka)?,
+            peek: Peek::with_wait(&settings.kafka, ENDS_WAIT)?,
             looked_at: Instant::now(),
             settings: settings.clone(),
             group: names.overflow_group(),
@@ -121,7 +123,10 @@ impl Drainer {
             if !batch.is_empty() {
                 self.relocate(&batch)?;
             } else if self.looked_at.elapsed() > ENDS_INTERVAL {
-                self.pass_bare_ends()?;
+                // Nothing waits for these; who needs Kafka tells that it is away.
+                if let Err(error) = self.pass_bare_ends() {
+                    tracing::debug!(%error, "the ends of overflow are not known now");
+                }
             }
         }
         Ok(())
@@ -133,7 +138,7 @@ impl Drainer {
         let assigned = self.consumer.assignment().map_err(KafkaError::at("read the assignment"))?;
         let committed = self
             .consumer
-            .committed_offsets(assigned, POLL_WAIT * 100)
+            .committed_offsets(assigned, ENDS_WAIT)
             .map_err(KafkaError::at("read what is drained of overflow"))?;
         let mut positions = Vec::new();
         for element in committed.elements() {
