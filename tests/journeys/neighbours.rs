@@ -199,7 +199,7 @@ async fn whatever_neighbours_do_everything_is_decided_published_and_projected_on
     let silent = Instant::now();
     day.told("PostgreSQL is silent", &["postgresql"]).await;
     tokio::time::sleep(
-        Duration::from_secs(scale("THROUGHLINE_SILENT_SECONDS", 30) as u64).saturating_sub(silent.elapsed()),
+        Duration::from_secs(scale("THROUGHLINE_SILENT_SECONDS", 8) as u64).saturating_sub(silent.elapsed()),
     )
     .await;
     day.signal(true, Signal::SIGCONT);
@@ -209,7 +209,7 @@ async fn whatever_neighbours_do_everything_is_decided_published_and_projected_on
     let frozen = Instant::now();
     day.told("Kafka is frozen", &["kafka"]).await;
     tokio::time::sleep(
-        Duration::from_secs(scale("THROUGHLINE_FROZEN_SECONDS", 60) as u64).saturating_sub(frozen.elapsed()),
+        Duration::from_secs(scale("THROUGHLINE_FROZEN_SECONDS", 15) as u64).saturating_sub(frozen.elapsed()),
     )
     .await;
     day.signal(false, Signal::SIGCONT);
