@@ -38,7 +38,7 @@ impl PartitionOwner for Owner {
 }
 
 struct Bed {
-    harness: Harness,
+    harness: Arc<Harness>,
     health: Arc<Health>,
     consumer: Consumer,
     topic: String,
@@ -53,8 +53,18 @@ impl Bed {
         answer: impl Fn(i32, u32) -> Result<(), ClaimError> + Send + Sync + 'static,
     ) -> Self {
         let harness = Harness::new(name).await;
+        produce(&harness, &harness.names().commands(), records);
+        Self::on(&Arc::new(harness), name, workers, answer)
+    }
+
+    /// A consumer of the group `name` on a topic that is there.
+    fn on(
+        harness: &Arc<Harness>,
+        name: &str,
+        workers: usize,
+        answer: impl Fn(i32, u32) -> Result<(), ClaimError> + Send + Sync + 'static,
+    ) -> Self {
         let topic = harness.names().commands();
-        produce(&harness, &topic, records);
         let health = Health::new(Duration::from_secs(60));
         let group = format!("{}{name}", harness.settings.topics.prefix);
         let options = ConsumerOptions {
@@ -72,7 +82,7 @@ impl Bed {
         let asked = (0..PARTITIONS).map(|_| AtomicU32::new(0)).collect();
         let owner = Owner { answer: Box::new(answer), asked, offsets: offsets.clone() };
         let consumer = Consumer::start(options, owner).expect("a consumer");
-        Self { harness, health, consumer, topic, offsets }
+        Self { harness: harness.clone(), health, consumer, topic, offsets }
     }
 
     /// Takes what has gathered for `worker`, as a worker that commits would. Returns the partitions.
@@ -151,6 +161,26 @@ async fn a_claim_that_nobody_answers_holds_up_nobody_else() {
     bed.consumed(&[0], 20).await;
     bed.is_told(0, PartitionState::Running).await;
     drop(bed.harness);
+}
+
+/// The client asks where a topic ends when it is told to begin there, and an answer that comes after a step to
+/// another offset sends it to the end all the same. So the moment of the grant must not matter.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_is_granted_at_any_moment_passes_nothing_over() {
+    let harness = Arc::new(Harness::new("claim_moment").await);
+    produce(&harness, &harness.names().commands(), 20);
+    // Later than an assignment waits, and spread over the questions that the client asks then.
+    let beds: Vec<Bed> = (0..8)
+        .map(|group| {
+            Bed::on(&harness, &format!("moment-{group}"), 1, move |partition, _| {
+                std::thread::sleep(Duration::from_millis(2_470 + 2 * (6 * group + partition as u64)));
+                Ok(())
+            })
+        })
+        .collect();
+    for bed in &beds {
+        bed.consumed(&(0..PARTITIONS).collect::<Vec<_>>(), 20).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,6 +108,11 @@ impl Claims {
         self.lock().halts.remove(source);
     }
 
+    /// The partitions that are wanted.
+    pub(super) fn all(&self) -> Vec<TopicPartition> {
+        self.lock().wanted.keys().cloned().collect()
+    }
+
     pub(super) fn wants(&self, source: &TopicPartition) -> bool {
         self.lock().wanted.contains_key(source)
     }

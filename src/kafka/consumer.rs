@@ -78,9 +78,6 @@ pub struct ConsumerOptions {
     pub halt_retry: Duration,
 }
 
-/// A request to the broker made on the consumer's thread, at most.
-pub(super) const REQUEST_WAIT: Duration = Duration::from_secs(10);
-
 /// What workers asked of the thread since its last turn.
 #[derive(Default)]
 pub(super) struct Requests {

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
-use rdkafka::{Message, Offset, TopicPartitionList};
+use rdkafka::{Message, TopicPartitionList};
 
-use super::consumer::{Phase, REQUEST_WAIT, Shared, lock};
-use super::rebalance::{Rebalancer, sources, take_commits};
+use super::consumer::{Phase, Shared, lock};
+use super::rebalance::{Rebalancer, begin, held, sources, take_commits};
 use super::record::{Record, TopicPartition};
 use super::{KafkaError, claims, voice};
 use crate::panics;
@@ -78,10 +78,10 @@ impl Poller {
         // Claims hold the client as well, and what they are granted now only costs the next owner a claim.
         self.shared.enter(Phase::Leaving);
         self.shared.claims.wait_idle(CLAIMS_END);
-        let ours = self.assigned(|_| true);
+        let ours = sources(&self.held(|_| true));
         // Dropping the consumer leaves the group; the revocation callback runs in there.
         drop(self.consumer);
-        sources(&ours).iter().for_each(|source| self.shared.lose(source));
+        ours.iter().chain(&self.shared.claims.all()).for_each(|source| self.shared.lose(source));
         self.shared.heartbeat.retire();
         outcome
     }
@@ -171,8 +171,8 @@ impl Poller {
         for &index in &drained {
             self.full[index] = false;
         }
-        let list = self
-            .assigned(|source| drained.contains(&self.shared.worker_of(source)) && !self.shared.claims.wants(source));
+        let list =
+            self.held(|source| drained.contains(&self.shared.worker_of(source)) && !self.shared.claims.wants(source));
         if list.count() > 0
             && let Err(error) = self.consumer.resume(&list)
         {
@@ -180,17 +180,12 @@ impl Poller {
         }
     }
 
-    fn assigned(&self, wanted: impl Fn(&TopicPartition) -> bool) -> TopicPartitionList {
-        let assigned = self.consumer.assignment().map(|list| sources(&list)).unwrap_or_default();
-        let mut list = TopicPartitionList::new();
-        for source in assigned.iter().filter(|source| wanted(source)) {
-            list.add_partition(&source.topic, source.partition);
-        }
-        list
+    fn held(&self, wanted: impl Fn(&TopicPartition) -> bool) -> TopicPartitionList {
+        held(&self.consumer, wanted).unwrap_or_default()
     }
 
     fn pause(&self, wanted: impl Fn(&Self, &TopicPartition) -> bool) {
-        let list = self.assigned(|source| wanted(self, source));
+        let list = self.held(|source| wanted(self, source));
         if list.count() > 0
             && let Err(error) = self.consumer.pause(&list)
         {
@@ -206,44 +201,26 @@ impl Poller {
         }
     }
 
-    /// Goes on with the partitions whose claims were granted since the last turn.
+    /// Goes on with the partitions whose claims were granted since the last turn. One whose mailbox stays full
+    /// waits until it has room.
     fn take_over(&mut self) {
-        for (source, claim) in self.shared.claims.take_granted(|_| true) {
-            let mut list = TopicPartitionList::new();
-            list.add_partition(&source.topic, source.partition);
-            // First the resumption, then the step to the offset: what was fetched in between is outdated by it.
-            let resumed = self.consumer.resume(&list);
-            let offset = Offset::Offset(claim.next_offset);
-            let sought = resumed
-                .and_then(|()| self.consumer.seek(&source.topic, source.partition, offset, REQUEST_WAIT))
-                .or_else(|error| self.begin_anew(&source, offset, error));
-            if let Err(error) = sought {
+        let granted = self.shared.claims.take_granted(|source| !self.full[self.shared.worker_of(source)]);
+        if granted.is_empty() {
+            return;
+        }
+        let begun = begin(&self.consumer, &granted);
+        for (source, claim) in granted {
+            if let Err(error) = &begun {
                 tracing::debug!(group = self.shared.group, partition = %source, %error, "cannot take over yet");
                 self.shared.partitions.pending(&source.topic, source.partition, Some(&error.to_string()));
                 self.shared.claims.want_later(&source);
-                self.pause(|_, other| *other == source);
                 continue;
             }
             if self.shared.claims.has_halted(&source) {
                 self.probation.insert(source.clone(), (claim.next_offset, Instant::now() + PROBATION));
             }
-            if self.full[self.shared.worker_of(&source)] {
-                self.pause(|_, other| *other == source);
-            }
             self.shared.grant(&source, claim);
         }
-    }
-
-    /// A partition whose offset was out of range is not fetched any more, and the client seeks in none such: it
-    /// is taken out of the assignment and put back at `offset`. Nothing of that is told to the group.
-    fn begin_anew(&self, source: &TopicPartition, offset: Offset, error: ClientError) -> Result<(), ClientError> {
-        if !matches!(error, ClientError::Seek(_)) {
-            return Err(error);
-        }
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&source.topic, source.partition, offset)?;
-        self.consumer.incremental_unassign(&list)?;
-        self.consumer.incremental_assign(&list)
     }
 
     /// A partition that stood runs again once it got further, or has not stopped for a while.

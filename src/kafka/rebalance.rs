@@ -1,9 +1,9 @@
 //! What the consumer does when the group changes: claim what it is given, drop what it loses.
 //!
 //! The callbacks run inside `poll`, on the consumer's thread, and wait for a moment at most; heartbeats go on
-//! in the client's own threads. A partition is handed to its worker only after PostgreSQL granted the claim.
+//! in the client's own threads. The client is told of a partition only after PostgreSQL granted its claim: what
+//! the group assigns and what the client consumes are two things.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,9 +60,9 @@ impl ConsumerContext for Rebalancer {
 }
 
 impl Rebalancer {
-    /// What is granted within a moment is consumed from the start of its assignment. The rest is assigned
-    /// idle, and taken over when its claim is granted: the group is not kept waiting.
-    fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> Result<(), ClientError> {
+    /// What is granted within a moment is consumed from the start. The rest is taken over when its claim is
+    /// granted: the group is not kept waiting, and the client knows nothing of it until then.
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), ClientError> {
         let assigned = sources(list);
         for source in &assigned {
             self.shared.partitions.pending(&source.topic, source.partition, None);
@@ -70,32 +70,14 @@ impl Rebalancer {
         }
         claims::ask(&self.shared);
         self.shared.claims.wait_for(&assigned, CLAIM_GRACE);
-        let granted = self.shared.claims.take_granted(|source| assigned.contains(source));
-        let granted: HashMap<TopicPartition, Claim> = granted.into_iter().collect();
-        let (mut idle, mut claimed) = (TopicPartitionList::new(), TopicPartitionList::new());
-        for source in &assigned {
-            let (some, offset) = match granted.get(source) {
-                Some(claim) => (&mut claimed, Offset::Offset(claim.next_offset)),
-                None => (&mut idle, Offset::End),
-            };
-            some.add_partition(&source.topic, source.partition);
-            list.set_partition_offset(&source.topic, source.partition, offset)?;
-        }
+        let has_room = |source: &TopicPartition| self.shared.mailbox(source).wait_for_room(Duration::ZERO);
+        let granted = self.shared.claims.take_granted(|source| assigned.contains(source) && has_room(source));
         if !assigned.is_empty() {
-            let (claimed, pending) = (claimed.count(), idle.count());
+            let (claimed, pending) = (granted.len(), assigned.len() - granted.len());
             tracing::info!(group = self.shared.group, claimed, pending, "partitions assigned");
         }
+        begin(consumer, &granted)?;
         granted.into_iter().for_each(|(source, claim)| self.shared.grant(&source, claim));
-        // The client keeps a pause beyond a revocation: one that was idle before would stay so. Ended before
-        // the assignment, whose start of fetching runs in the client's own thread: when both met, what was
-        // fetched counted as outdated and was dropped, and the partition stood still for good.
-        if claimed.count() > 0 {
-            consumer.resume(&claimed)?;
-        }
-        consumer.incremental_assign(list)?;
-        if idle.count() > 0 {
-            consumer.pause(&idle)?;
-        }
         Ok(())
     }
 
@@ -114,8 +96,45 @@ impl Rebalancer {
                 tracing::debug!(group = self.shared.group, %error, "commit before revocation");
             }
         }
-        consumer.incremental_unassign(list)
+        consumer.incremental_unassign(&held(consumer, |source| revoked.contains(source))?)
     }
+}
+
+/// Consumes each of `granted` from the offset of its claim, whatever the client did with it before.
+///
+/// That offset is all that the client is ever told. Begun at an end that must be asked for, and then moved, a
+/// partition goes to that end when the answer comes late; moved while it starts, it does not start. Both were
+/// seen as a partition that waits for ever, without a word.
+pub(super) fn begin(
+    consumer: &BaseConsumer<Rebalancer>,
+    granted: &[(TopicPartition, Claim)],
+) -> Result<(), ClientError> {
+    let mut list = TopicPartitionList::new();
+    for (source, claim) in granted {
+        list.add_partition_offset(&source.topic, source.partition, Offset::Offset(claim.next_offset))?;
+    }
+    let begun = held(consumer, |source| granted.iter().any(|(other, _)| other == source))?;
+    if list.count() > 0 {
+        // The client keeps a pause beyond the end of an assignment. Ended first of all, while nothing starts.
+        consumer.resume(&list)?;
+    }
+    if begun.count() > 0 {
+        consumer.incremental_unassign(&begun)?;
+    }
+    // None as well: it answers the group.
+    consumer.incremental_assign(&list)
+}
+
+/// The partitions that the client consumes: those that are claimed, and those that stand.
+pub(super) fn held(
+    consumer: &BaseConsumer<Rebalancer>,
+    wanted: impl Fn(&TopicPartition) -> bool,
+) -> Result<TopicPartitionList, ClientError> {
+    let mut list = TopicPartitionList::new();
+    for source in sources(&consumer.assignment()?).iter().filter(|source| wanted(source)) {
+        list.add_partition(&source.topic, source.partition);
+    }
+    Ok(list)
 }
 
 /// Takes the commits asked for those partitions that are `wanted`, and leaves the others.

@@ -157,14 +157,17 @@ impl PostgresServer {
             if self.running.as_mut().is_none_or(|running| running.ended().is_some()) {
                 let said = text_from(&self.log, self.log_start);
                 let taken = said.contains("Address already in use");
-                // Sessions of a killed server take a moment to notice.
+                // Sessions of a killed server take a moment to notice, which has its bound in `end`.
                 let draining = said.contains("shared memory block") || said.contains("lock file");
-                if !((taken || draining) && attempts < START_ATTEMPTS) {
+                if !(draining || taken && attempts < START_ATTEMPTS) {
                     break;
                 }
-                attempts += 1;
-                if taken && may_move {
-                    self.port = free_port(0, &[self.port]);
+                if taken {
+                    attempts += 1;
+                    self.port = if may_move { free_port(0, &[self.port]) } else { self.port };
+                }
+                if draining {
+                    self.forget_dead_owner();
                 }
                 std::thread::sleep(POLL * attempts * 5);
                 self.spawn()?;
@@ -192,6 +195,18 @@ impl PostgresServer {
         };
         self.stop(PostgresStop::Fast, Duration::from_secs(1));
         Err(DevError::step("starting PostgreSQL", reason, format!("its log is {}", self.log.display())))
+    }
+
+    /// Removes the lock file of a server that is dead and not reaped yet: to PostgreSQL, which asks
+    /// whether the number is taken, it runs. Whether its sessions still do is told by their shared memory.
+    fn forget_dead_owner(&self) {
+        let lock = self.data().join("postmaster.pid");
+        let named = std::fs::read_to_string(&lock).unwrap_or_default();
+        let owner = named.lines().next().and_then(|line| line.trim().parse().ok());
+        if owner.is_some_and(|pid: u32| Identity::of(pid).is_none()) {
+            // Another start may have done it; the next attempt tells.
+            let _ = std::fs::remove_file(&lock);
+        }
     }
 
     /// How it ended, if it did without being asked.
