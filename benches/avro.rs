@@ -9,14 +9,14 @@ use std::time::Instant;
 
 use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::writer::datum::GenericDatumWriter;
+use reference::orders::domain::{
+    Currency, Order, OrderCommand, OrderEvent, OrderedItem, PlaceOrder, Quantity, UnitPrice,
+};
+use reference::orders::{OrdersCodec, command_to_json, parse_command, schemas};
 use serde::{Deserialize, Serialize};
 use serde_avro_fast::ser::SerializerConfig;
 use throughline::avro::SchemaIds;
 use throughline::engine::{Aggregate, EventCodec};
-use throughline::orders::domain::{
-    Currency, Order, OrderCommand, OrderEvent, OrderedItem, PlaceOrder, Quantity, UnitPrice,
-};
-use throughline::orders::{OrdersCodec, command_to_json, parse_command, schemas};
 use uuid::Uuid;
 
 #[derive(Serialize, Deserialize, PartialEq, Debug)]

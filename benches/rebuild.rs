@@ -16,14 +16,14 @@ use std::time::Instant;
 
 use futures_util::{SinkExt as _, TryStreamExt as _, pin_mut};
 use jiff::Timestamp;
+use reference::orders::domain::{
+    Currency, Order, OrderCommand, OrderEvent, OrderedItem, PlaceOrder, Quantity, RecordPayment, ShipOrder, UnitPrice,
+};
+use reference::orders::{OrdersCodec, projections, schemas};
 use throughline::engine::{
     Aggregate as _, Applied, EventCodec as _, Projection, ReadModel, Recorded, destination_partition,
 };
 use throughline::kafka::topics::TopicNames;
-use throughline::orders::domain::{
-    Currency, Order, OrderCommand, OrderEvent, OrderedItem, PlaceOrder, Quantity, RecordPayment, ShipOrder, UnitPrice,
-};
-use throughline::orders::{OrdersCodec, projections, schemas};
 use throughline::projection::{Projector, RebuildMode, install, rebuild};
 use throughline::settings::{LoadedSettings, Settings};
 use throughline::store::{DatabaseRole, connect, destinations, migrate};
@@ -158,7 +158,7 @@ async fn bare_copy(owner: &Client, table: &str) -> (u64, f64) {
     (rows, seconds)
 }
 
-fn life(number: usize) -> (Uuid, Vec<throughline::orders::domain::OrderEvent>) {
+fn life(number: usize) -> (Uuid, Vec<reference::orders::domain::OrderEvent>) {
     let order_id = Uuid::new_v5(&Uuid::NAMESPACE_OID, &number.to_be_bytes());
     let item = |line: usize| OrderedItem {
         product_id: Uuid::from_u128(1 + ((number * 7 + line * 13) % 2_000) as u128),

@@ -8,14 +8,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use reference::orders::domain::{
+    Currency, Order, OrderCommand, OrderEvent, OrderedItem, PlaceOrder, Quantity, RecordPayment, ShipOrder, UnitPrice,
+};
+use reference::orders::{OrdersCodec, schemas};
 use throughline::engine::{
     Aggregate as _, Applied, EventCodec as _, Projection, ReadModel, Recorded, destination_partition,
 };
 use throughline::kafka::topics::TopicNames;
-use throughline::orders::domain::{
-    Currency, Order, OrderCommand, OrderEvent, OrderedItem, PlaceOrder, Quantity, RecordPayment, ShipOrder, UnitPrice,
-};
-use throughline::orders::{OrdersCodec, schemas};
 use throughline::projection::{Projector, RebuildMode, install, rebuild};
 use throughline::settings::{LoadedSettings, Settings};
 use throughline::store::{DatabaseRole, connect, destinations, migrate, partitions};

@@ -14,7 +14,6 @@
 //! |---|---|---|
 //! | [`engine`] | the vocabulary of a bounded context: aggregate, command, event, projection | nothing of ours |
 //! | [`settings`] | every setting, its default and unit | nothing of ours |
-//! | [`orders`] | the reference context: pure domain, wire formats, read tables, routes | `engine`, `avro`, `api` types |
 //! | [`avro`] | schema catalogue, codec, upcasting, registry API | `engine` |
 //! | [`store`] | PostgreSQL: connections, migrations, what several loops ask | `settings` |
 //! | [`kafka`] | clients, the consumer thread, topics, headers | `settings`, `health` |
@@ -50,7 +49,6 @@ pub mod crash;
 pub mod engine;
 pub mod health;
 pub mod kafka;
-pub mod orders;
 pub mod panics;
 pub mod presence;
 pub mod processor;
@@ -59,3 +57,5 @@ pub mod relay;
 pub mod settings;
 pub mod status;
 pub mod store;
+
+pub use app::App;

@@ -340,7 +340,7 @@ fn quoted(path: &Path) -> String {
 
 #[test]
 fn the_compose_file_fits_its_published_schema_and_our_promises() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = &Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let text = std::fs::read_to_string(root.join("docker-compose.yml")).unwrap();
     let file: serde_json::Value = serde_yaml_ng::from_str(&text).unwrap();
     let schema = std::fs::read(root.join("tests/compose-schema/compose-spec.json")).unwrap();

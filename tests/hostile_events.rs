@@ -6,11 +6,11 @@ use std::cell::Cell;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use reference::orders::{OrdersCodec, schemas};
 use serde_json::{Value, json};
 use throughline::avro::limits::{MAX_DEPTH, MAX_ELEMENTS, MAX_EVENT_BYTES};
 use throughline::avro::{Catalogue, Codec, Published, SchemaIds, Upcasters};
 use throughline::engine::EventCodec;
-use throughline::orders::{OrdersCodec, schemas};
 
 /// Counts what the current thread holds, to bound a single decode.
 struct Counting;
@@ -50,7 +50,7 @@ const MUTATIONS: usize = 20_000;
 const PEAK_MAX: isize = 8 * 1024 * 1024;
 
 fn golden(event_type: &str, version: i16) -> Vec<u8> {
-    let path = format!("{}/tests/golden/orders/{event_type}.v{version}.hex", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/../../tests/golden/orders/{event_type}.v{version}.hex", env!("CARGO_MANIFEST_DIR"));
     let text: String = std::fs::read_to_string(path).unwrap().split_whitespace().collect();
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }

@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use reference::orders::OrdersCodec;
+use reference::orders::schemas;
 use serde_json::{Value, json};
 use throughline::app::dev::Services;
 use throughline::app::install;
@@ -10,7 +12,6 @@ use throughline::avro::ids::{check_store, load, register};
 use throughline::avro::{
     Catalogue, ExternalRegistry, ExternalRegistryError, Published, SchemaIdsError, Upcasters, registry_routes,
 };
-use throughline::orders::schemas;
 use throughline::settings::{DatabaseSettings, LoadedSettings, Settings};
 use throughline::store::{Database, DatabaseRole, connect, destinations, migrate};
 use tokio_postgres::Client;
@@ -335,14 +336,14 @@ async fn an_installation_asks_the_external_registry_and_starts_again_without_it(
     let mut settings = Settings { database: database.settings.clone(), ..Settings::default() };
     settings.http.schema_registry_url = address.into();
     assert!(!serde_json::to_string(&settings).unwrap().contains("secret"), "`config show` prints settings");
-    install::apply_database(&settings).await.unwrap();
+    install::apply_database(&reference::app(), &settings).await.unwrap();
     let client = database.connect().await;
     let lowest: i32 = client.query_one("select min(id) from throughline.schemas", &[]).await.unwrap().get(0);
     assert_eq!(lowest, 700, "the registry gives the ids");
     server.abort();
     let _ = server.await;
-    install::apply_database(&settings).await.unwrap();
-    install::orders_codec(&settings).await.unwrap();
+    install::apply_database(&reference::app(), &settings).await.unwrap();
+    OrdersCodec::installed(&settings).await.unwrap();
     // Our own sequence begins at 1 and would, one day, give an id that this registry gave: what is new is
     // not registered by ourselves.
     register(&client, &schemas::catalogue().unwrap()).await.unwrap();
@@ -351,7 +352,7 @@ async fn an_installation_asks_the_external_registry_and_starts_again_without_it(
 
     let fresh = OwnDatabase::create().await;
     settings.database = fresh.settings.clone();
-    let error = format!("{:#}", install::apply_database(&settings).await.unwrap_err());
+    let error = format!("{:#}", install::apply_database(&reference::app(), &settings).await.unwrap_err());
     assert!(error.contains("did not answer") && error.contains("schema_registry_url"), "{error}");
     fresh.remove().await;
     database.remove().await;

@@ -15,12 +15,13 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use reference::orders::{
+    self, CommandKind, OrdersCodec, OrdersContext, RequestContext, command_to_json, parse_request,
+};
 use serde::Serialize;
 use throughline::api::problem::INVALID_COMMAND;
-use throughline::api::{self, Api, ContextApi, Envelope, JsonBody, OpenApiRouter, Problem, correlation};
-use throughline::app::install;
+use throughline::api::{self, Api, ContextApi, Envelope, JsonBody, OpenApiRouter, Problem, Served, correlation};
 use throughline::health::Health;
-use throughline::orders::{self, CommandKind, OrdersContext, RequestContext, command_to_json, parse_request};
 use throughline::processor;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +83,7 @@ impl Server {
     pub async fn with_processor() -> Self {
         let server = Self::start("bench_decided", orders::routes::routes()).await;
         let settings = Arc::new(server.harness.settings.clone());
-        let codec = install::orders_codec(&settings).await.expect("codec");
+        let codec = OrdersCodec::installed(&settings).await.expect("codec");
         let wake = Arc::new(Notify::new());
         let health = server.health.clone();
         tokio::spawn(processor::run::<OrdersContext>(settings, codec, wake, health, CancellationToken::new()));
@@ -96,11 +97,12 @@ impl Server {
         harness.settings.http.sync_wait_ms = 25_000;
         harness.install().await;
         let health = Health::new(Duration::MAX);
-        let context =
-            ContextApi { names: harness.names(), routes, refusals: orders::routes::REFUSALS, others: Router::new() };
         let settings = Arc::new(harness.settings.clone());
+        let (names, refusals) = (harness.names(), orders::routes::REFUSALS);
+        let context = ContextApi { names, settings: settings.clone(), routes, refusals };
+        let served = Served { title: "bench", contexts: vec![context], others: Router::new() };
         let entrance = api::Entrance::open(&settings.http).await.expect("the port is free");
-        tokio::spawn(api::run(settings, context, entrance, health.clone(), CancellationToken::new()));
+        tokio::spawn(api::run(served, entrance, health.clone(), CancellationToken::new()));
         let server = Self { base: format!("http://{}", harness.settings.http.listen), harness, health };
         eventually("the server is ready", || async {
             let ready = server.health.readiness();

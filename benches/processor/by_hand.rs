@@ -7,11 +7,11 @@ use futures_util::try_join;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
+use reference::orders::domain::Order;
+use reference::orders::parse_command;
 use throughline::engine::ids::event_id;
 use throughline::engine::{Aggregate, EventCodec, destination_partition};
 use throughline::kafka::client;
-use throughline::orders::domain::Order;
-use throughline::orders::parse_command;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 

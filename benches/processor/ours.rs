@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use throughline::app::install;
+use reference::orders::OrdersCodec;
+use reference::orders::OrdersContext;
 use throughline::health::Health;
-use throughline::orders::OrdersContext;
 use throughline::processor;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ pub async fn processor(harness: &Harness, workload: &Workload, machine: &Machine
     workload.produce(harness);
     let mut settings = harness.settings.clone();
     settings.processor.workers = workers;
-    let codec = install::orders_codec(&settings).await.expect("codec");
+    let codec = OrdersCodec::installed(&settings).await.expect("codec");
     let shutdown = CancellationToken::new();
     let wake = Arc::new(Notify::new());
     let health = Health::new(Duration::MAX);

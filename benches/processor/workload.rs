@@ -1,12 +1,12 @@
 //! The commands of a round: PlaceOrder of one to four items for as many distinct orders.
 
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use reference::orders::domain::Order;
+use reference::orders::{OrdersCodec, parse_command, schemas};
 use serde_json::json;
 use throughline::avro::SchemaIds;
 use throughline::engine::{Aggregate, EventCodec, destination_partition};
 use throughline::kafka::client;
-use throughline::orders::domain::Order;
-use throughline::orders::{OrdersCodec, parse_command, schemas};
 use uuid::Uuid;
 
 use crate::harness::{Harness, PATIENCE};

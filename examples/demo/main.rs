@@ -21,6 +21,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use throughline::api;
 use throughline::app::dev::{CancelFlag, DevError, Report, Services};
 use throughline::app::{install, lifecycle::Lifecycle, roles, telemetry};
+use throughline::kafka::topics::TopicNames;
 use throughline::settings::{LoadedSettings, Settings};
 use throughline::store::{DatabaseRole, connect};
 
@@ -72,9 +73,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     settings.database.url = services.database_url.as_str().into();
     prefer_free_ports(&mut settings)?;
 
-    install::ready(&settings).await?;
+    install::ready(&reference::app(), &settings).await?;
     let lifecycle = Lifecycle::with_signals()?;
-    roles::start(&roles::parse(&[])?, &settings, &lifecycle).await?;
+    roles::start(&reference::app(), &roles::parse(&reference::app(), &[])?, &settings, &lifecycle).await?;
     let shutdown = lifecycle.shutdown();
     let running = tokio::spawn(lifecycle.run());
 
@@ -124,7 +125,7 @@ fn prefer_free_ports(settings: &mut Settings) -> anyhow::Result<()> {
 
 async fn take_in(arguments: &Arguments, settings: &Settings) -> anyhow::Result<bool> {
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
-    let names = install::orders_topics(settings);
+    let names = TopicNames::new("orders", &settings.topics);
     let before = Stages::read(&client, &names.events()).await?;
     let book = Arc::new(OrderBook::new(arguments.scale));
     let deliveries = Arc::new(Deliveries::default());

@@ -39,7 +39,7 @@ pub use lane::Lane;
 pub use listen::Listener;
 pub use problem::{Kind, Problem, ProblemBody};
 pub use read::{AS_OF, AS_OF_POSITIONS, AsOf, CONSISTENCY, CONSISTENCY_TOKEN, Read, ReadHeaders};
-pub use server::{ApiError, ContextApi, Entrance, run};
+pub use server::{ApiError, ContextApi, Entrance, Served, run};
 pub use submission::{Submission, Submitted};
 pub use utoipa_axum::router::OpenApiRouter;
 

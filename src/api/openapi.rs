@@ -20,17 +20,19 @@ use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref,
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
+use super::Scope;
 use super::problem::{self, KINDS, Kind, PROBLEM_JSON, Problem, ProblemBody};
-use super::{Api, Scope};
 
 /// The routes as a plain router, and a router with `/openapi.json`, `/docs` and `/problems/{code}`.
 pub(super) fn with_documents(
-    routes: OpenApiRouter<Arc<Api>>,
-    refusals: &'static [Kind],
+    title: &str,
+    routes: OpenApiRouter,
+    refusals: Vec<&'static Kind>,
     secured: bool,
-) -> (Router<Arc<Api>>, Router) {
-    let (routes, document) = document(routes, secured);
-    let page = move |Path(code): Path<String>| async move { problem_page(&code, refusals) };
+) -> (Router, Router) {
+    let (routes, document) = document(title, routes, secured);
+    let refusals: Arc<[&Kind]> = refusals.into();
+    let page = move |Path(code): Path<String>| async move { problem_page(&code, &refusals) };
     let documents = Router::from(SwaggerUi::new("/docs").url("/openapi.json", document));
     // The same for everybody until the next release.
     let documents = documents.route("/problems/{code}", get(page)).layer(map_response(async |mut answer: Response| {
@@ -43,9 +45,9 @@ pub(super) fn with_documents(
 }
 
 /// Splits the routes from their document and completes it.
-pub(super) fn document(routes: OpenApiRouter<Arc<Api>>, secured: bool) -> (Router<Arc<Api>>, OpenApi) {
+pub(super) fn document(title: &str, routes: OpenApiRouter, secured: bool) -> (Router, OpenApi) {
     let info = InfoBuilder::new()
-        .title("Throughline")
+        .title(title)
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
             "Commands in, queries out. A command is accepted (202) once Kafka holds it and decided exactly once in \
@@ -118,8 +120,8 @@ fn problem_response(description: &str) -> utoipa::openapi::Response {
 }
 
 /// The page that a problem's `type` refers to. Text is ours, never input.
-fn problem_page(code: &str, refusals: &'static [Kind]) -> Response {
-    let Some(kind) = KINDS.iter().chain(refusals).find(|kind| kind.code == code) else {
+fn problem_page(code: &str, refusals: &[&'static Kind]) -> Response {
+    let Some(kind) = KINDS.iter().chain(refusals.iter().copied()).find(|kind| kind.code == code) else {
         return Problem::new(problem::NOT_FOUND, "no problem has this code").into_response();
     };
     let (status, title) = (kind.status.as_u16(), kind.title);

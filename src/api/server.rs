@@ -11,6 +11,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
@@ -34,10 +35,19 @@ use crate::store::{Database, DatabaseRole, StoreError};
 pub struct ContextApi {
     /// Its topics.
     pub names: TopicNames,
+    /// With the number of partitions that the store has for the context.
+    pub settings: Arc<Settings>,
     /// Its routes, documented.
     pub routes: OpenApiRouter<Arc<Api>>,
     /// Its refusal codes, for the pages of problem types.
     pub refusals: &'static [Kind],
+}
+
+/// All that one server serves.
+pub struct Served {
+    /// Of the document.
+    pub title: &'static str,
+    pub contexts: Vec<ContextApi>,
     /// Routes with a document of their own, such as the schema registry's.
     pub others: Router,
 }
@@ -89,48 +99,40 @@ impl Entrance {
     }
 }
 
-/// Serves the API until cancelled; then finishes open requests within the configured time. It is on the list
+/// Serves the API of all contexts until cancelled; then finishes open requests within the configured time. It is on the list
 /// of loops from now on, and not ready before the queue was measured once.
 pub fn run(
-    settings: Arc<Settings>,
-    context: ContextApi,
+    served: Served,
     entrance: Entrance,
     health: Arc<Health>,
     shutdown: CancellationToken,
 ) -> impl Future<Output = Result<(), ApiError>> + Send {
-    let heartbeat = health.register("api");
-    serve(settings, context, entrance, health, heartbeat, shutdown)
+    let heartbeats = served.contexts.iter().map(|context| health.register(format!("api {}", context.names.base())));
+    let heartbeats = heartbeats.collect();
+    serve(served, entrance, health, heartbeats, shutdown)
 }
 
 async fn serve(
-    settings: Arc<Settings>,
-    context: ContextApi,
+    Served { title, contexts, others }: Served,
     Entrance { listener, authenticator }: Entrance,
     health: Arc<Health>,
-    heartbeat: Heartbeat,
+    heartbeats: Vec<Heartbeat>,
     shutdown: CancellationToken,
 ) -> Result<(), ApiError> {
-    let ContextApi { names, routes, refusals, others } = context;
-    // The pollers never wait behind reads for a connection.
-    let background = Database::new(&settings.database, &DatabaseRole::Reader)?;
-    let api = Arc::new(api(&settings, names, shutdown.clone())?);
-    let told = health.partitions("api");
-    let sampler = Sampler::new(&settings, &api.names, api.admission.clone(), background.clone(), told)?;
     let helpers = CancellationToken::new();
     // Also when this future is dropped: the drainer's thread hears of nothing else.
     let _end_of_helpers = helpers.clone().drop_guard();
-    let tasks = [
-        tokio::spawn(sampler.run(heartbeat, helpers.clone())),
-        tokio::spawn(api.outcomes.clone().run(
-            background.clone(),
-            api.names.events(),
-            health.register("api outcomes"),
-            helpers.clone(),
-        )),
-        tokio::spawn(api.checkpoints.clone().run(background, health.register("api checkpoints"), helpers.clone())),
-        tokio::spawn(keep_draining(api.clone(), health.register("api overflow"), helpers.clone())),
-    ];
-    let router = router(api.clone(), routes, others, refusals, authenticator, listener.hosts.clone());
+    let mut tasks = Vec::new();
+    let (mut routes, mut refusals) = (OpenApiRouter::new(), Vec::new());
+    let Some(http) = contexts.first().map(|context| context.settings.http.clone()) else { return Ok(()) };
+    for (context, heartbeat) in contexts.into_iter().zip(heartbeats) {
+        let api = Arc::new(api(&context, shutdown.clone())?);
+        tasks.extend(help(&api, &health, heartbeat, &helpers)?);
+        routes = routes.merge(context.routes.with_state(api));
+        refusals.extend(context.refusals);
+    }
+    let routes = openapi::with_documents(title, routes, refusals, authenticator.is_configured());
+    let router = router(routes, others, &http, authenticator, listener.hosts.clone());
     let served = listener.serve(router, shutdown).await;
     helpers.cancel();
     for task in tasks {
@@ -141,7 +143,30 @@ async fn serve(
     served
 }
 
-fn api(settings: &Arc<Settings>, names: TopicNames, shutdown: CancellationToken) -> Result<Api, ApiError> {
+/// What works for a context's routes in the background.
+fn help(
+    api: &Arc<Api>,
+    health: &Arc<Health>,
+    heartbeat: Heartbeat,
+    helpers: &CancellationToken,
+) -> Result<[JoinHandle<()>; 4], ApiError> {
+    // The pollers never wait behind reads for a connection.
+    let background = Database::new(&api.settings.database, &DatabaseRole::Reader)?;
+    let told = health.partitions("api");
+    let sampler = Sampler::new(&api.settings, &api.names, api.admission.clone(), background.clone(), told)?;
+    let beat = |what: &str| health.register(format!("api {what} {}", api.names.base()));
+    let outcomes = api.outcomes.clone().run(background.clone(), api.names.events(), beat("outcomes"), helpers.clone());
+    let checkpoints = api.checkpoints.clone().run(background, beat("checkpoints"), helpers.clone());
+    Ok([
+        tokio::spawn(sampler.run(heartbeat, helpers.clone())),
+        tokio::spawn(outcomes),
+        tokio::spawn(checkpoints),
+        tokio::spawn(keep_draining(api.clone(), beat("overflow"), helpers.clone())),
+    ])
+}
+
+fn api(context: &ContextApi, shutdown: CancellationToken) -> Result<Api, ApiError> {
+    let (settings, names) = (&context.settings, context.names.clone());
     let http = &settings.http;
     Ok(Api {
         handover: Handover::new(settings, &names)?,
@@ -157,22 +182,18 @@ fn api(settings: &Arc<Settings>, names: TopicNames, shutdown: CancellationToken)
     })
 }
 
-/// The whole router: the context's routes, the documents, and the layers.
+/// The contexts' routes with the documents, whatever else there is, and the layers that every request passes.
 fn router(
-    api: Arc<Api>,
-    routes: OpenApiRouter<Arc<Api>>,
+    (routes, documents): (Router, Router),
     others: Router,
-    refusals: &'static [Kind],
+    http: &HttpSettings,
     authenticator: Arc<Authenticator>,
     hosts: Option<Arc<[String]>>,
 ) -> Router {
-    let http = api.settings.http.clone();
     let open = Arc::new(Semaphore::new(http.concurrent_requests_max.min(Semaphore::MAX_PERMITS)));
     let timeout = Duration::from_millis(http.request_timeout_ms);
-    let (routes, document) = openapi::with_documents(routes, refusals, authenticator.is_configured());
     let router = routes
-        .with_state(api)
-        .merge(document)
+        .merge(documents)
         .merge(others)
         .fallback(async || Problem::new(NOT_FOUND, "no route has this path; GET /openapi.json lists them"))
         .method_not_allowed_fallback(async || {

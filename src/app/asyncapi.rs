@@ -4,27 +4,29 @@
 
 use serde_json::{Map, Value, json};
 
-use super::install;
+use super::{Hosted, Messages, install};
+use crate::avro::Catalogue;
 use crate::kafka::headers;
 use crate::kafka::topics::{TopicNames, TopicSpec};
-use crate::orders::{message_schemas, schemas};
 use crate::settings::Settings;
 
 const BINDING: &str = "0.5.0";
 
-/// The document under these settings.
-pub fn document(settings: &Settings) -> anyhow::Result<Value> {
-    let names = install::orders_topics(settings);
-    let (channels, messages) = channels(settings, &names)?;
+/// The document of a context under these settings.
+pub fn document(title: &str, context: &dyn Hosted, settings: &Settings) -> anyhow::Result<Value> {
+    let names = context.names(&settings.topics);
+    let told = context.messages();
+    let stream = told.stream;
+    let (channels, messages) = channels(context, &told, settings, &names)?;
     Ok(json!({
         "asyncapi": "3.0.0",
         "info": {
-            "title": "Throughline: orders",
+            "title": format!("{title}: {}", context.name()),
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Commands in, versioned events and results out. Events of one order are in one partition, in \
+            "description": format!("Commands in, versioned events and results out. Events of one {stream} are in one partition, in \
                 order; the header `seq` counts 1, 2, 3 … without a hole in each partition. Delivery is at least once: \
                 readers keep the last `seq` that they applied and drop what is not above it. Every version of an event \
-                that was ever written stays readable; readers look a schema up by the id in the value.",
+                that was ever written stays readable; readers look a schema up by the id in the value."),
             "license": {"name": "MIT OR Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -40,14 +42,22 @@ pub fn document(settings: &Settings) -> anyhow::Result<Value> {
 }
 
 /// Channels with references to their messages, and the messages.
-fn channels(settings: &Settings, names: &TopicNames) -> anyhow::Result<(Value, Value)> {
-    let (commands, events, results) = (commands(), events()?, results());
-    let specs = install::topic_specs(settings);
+fn channels(
+    context: &dyn Hosted,
+    told: &Messages,
+    settings: &Settings,
+    names: &TopicNames,
+) -> anyhow::Result<(Value, Value)> {
+    let stream = told.stream;
+    let commands = commands(told);
+    let events = events(stream, &context.catalogue(&settings.topics)?)?;
+    let results = results(told, context.namespace());
+    let specs = install::topic_specs(context, settings);
     let mut channels = Map::new();
     let [priority, normal, bulk] = names.lanes();
     let lane = |which: &str| {
         format!(
-            "Commands, JSON. {which} A key that is not the order's id, as lower-case text with hyphens, is refused: the \
+            "Commands, JSON. {which} A key that is not the {stream}'s id, as lower-case text with hyphens, is refused: the \
              partition follows from that text, by Java's default partitioner (murmur2)."
         )
     };
@@ -65,7 +75,7 @@ fn channels(settings: &Settings, names: &TopicNames) -> anyhow::Result<(Value, V
         (
             "commandResults",
             names.results(),
-            "What became of each command; in the partition of its order's events.".into(),
+            format!("What became of each command; in the partition of its {stream}'s events."),
             &results,
         ),
     ] {
@@ -120,6 +130,10 @@ fn operations(names: &TopicNames) -> Value {
     })
 }
 
+fn the(stream: &str) -> String {
+    format!("The {stream}")
+}
+
 fn text(description: &str) -> Value {
     json!({"type": "string", "description": description})
 }
@@ -132,12 +146,13 @@ fn number(description: &str) -> Value {
     json!({"type": "string", "pattern": "^[0-9]+$", "description": description})
 }
 
-fn commands() -> Map<String, Value> {
+fn commands(told: &Messages) -> Map<String, Value> {
+    let stream = told.stream;
     let headers = json!({
         "type": "object",
         "properties": {
-            headers::COMMAND_ID: uuid("Idempotency key within its order, for commands whose value has none; wins where it \
-                has. One that cannot be read, or is there twice, is refused"),
+            headers::COMMAND_ID: uuid(&format!("Idempotency key within its {stream}, for commands whose value has none; wins \
+                where it has. One that cannot be read, or is there twice, is refused")),
             headers::CORRELATION_ID: text("Follows the request through every topic and log line; the command's id when absent"),
             headers::CAUSATION_ID: text("What caused the command; the command's id when absent"),
             headers::TRACEPARENT: text("W3C trace context; what is none is as good as absent"),
@@ -145,26 +160,27 @@ fn commands() -> Map<String, Value> {
             headers::PRINCIPAL: text("Who sent it; set by our HTTP server"),
         },
     });
-    let message = |(name, payload): (&str, Value)| {
+    let key = the(stream);
+    let message = |(name, payload): &(&str, Value)| {
         let message = json!({
             "name": name, "contentType": "application/json", "headers": headers, "payload": payload,
             "correlationId": {"$ref": "#/components/correlationIds/correlation"},
-            "bindings": {"kafka": {"key": uuid("The order"), "bindingVersion": BINDING}},
+            "bindings": {"kafka": {"key": uuid(&key), "bindingVersion": BINDING}},
         });
-        (name.to_owned(), message)
+        ((*name).to_owned(), message)
     };
-    message_schemas::commands().into_iter().map(message).collect()
+    told.commands.iter().map(message).collect()
 }
 
 /// The headers of everything that the relay publishes, from [`headers::Envelope`].
-fn published(own: &[(&str, Value)]) -> Value {
+fn published(stream: &str, own: &[(&str, Value)]) -> Value {
     let mut properties = json!({
         headers::CE_SPECVERSION: {"type": "string", "const": "1.0", "description": "CloudEvents, binary mode"},
         headers::CE_ID: uuid("Distinct for every event, whatever command ids were used; the same in every copy of the record"),
         headers::CE_TYPE: text("With name space"),
         headers::CE_SOURCE: text("The context"),
         headers::CE_TIME: {"type": "string", "format": "date-time", "description": "When it was recorded, UTC"},
-        headers::CE_SUBJECT: uuid("The order"),
+        headers::CE_SUBJECT: uuid(&the(stream)),
         headers::SEQ: number("1, 2, 3 … without a hole in each partition"),
         headers::COMMAND_ID: uuid("The command that caused it"),
         headers::CORRELATION_ID: text("As the command carried it"),
@@ -193,19 +209,21 @@ fn published(own: &[(&str, Value)]) -> Value {
     json!({"type": "object", "properties": properties, "required": required})
 }
 
-fn events() -> anyhow::Result<Map<String, Value>> {
-    let catalogue = schemas::catalogue()?;
+fn events(stream: &str, catalogue: &Catalogue) -> anyhow::Result<Map<String, Value>> {
     let mut messages = Map::new();
     for one in catalogue.schemas() {
         let full_name = format!("{}.{}", catalogue.namespace(), one.event_type);
         let is_newest = catalogue.newest(&one.event_type).is_some_and(|newest| newest.version == one.version);
         let summary = if is_newest { "Written now" } else { "In older history only" };
-        let headers = published(&[
-            (headers::CE_TYPE, json!({"type": "string", "const": full_name})),
-            (headers::CONTENT_TYPE, json!({"type": "string", "const": "application/avro"})),
-            (headers::SCHEMA_VERSION, json!({"type": "string", "const": one.version.to_string()})),
-            (headers::STREAM_VERSION, number("1, 2, 3 … within the order")),
-        ]);
+        let headers = published(
+            stream,
+            &[
+                (headers::CE_TYPE, json!({"type": "string", "const": full_name})),
+                (headers::CONTENT_TYPE, json!({"type": "string", "const": "application/avro"})),
+                (headers::SCHEMA_VERSION, json!({"type": "string", "const": one.version.to_string()})),
+                (headers::STREAM_VERSION, number(&format!("1, 2, 3 … within the {stream}"))),
+            ],
+        );
         let message = json!({
             "name": full_name, "title": format!("{} version {}", one.event_type, one.version), "summary": summary,
             "contentType": "application/avro", "headers": headers,
@@ -215,7 +233,7 @@ fn events() -> anyhow::Result<Map<String, Value>> {
             },
             "correlationId": {"$ref": "#/components/correlationIds/correlation"},
             "bindings": {"kafka": {
-                "key": uuid("The order"), "schemaIdLocation": "payload", "schemaIdPayloadEncoding": "confluent",
+                "key": uuid(&the(stream)), "schemaIdLocation": "payload", "schemaIdPayloadEncoding": "confluent",
                 "schemaLookupStrategy": "TopicRecordNameStrategy", "bindingVersion": BINDING,
             }},
         });
@@ -224,82 +242,19 @@ fn events() -> anyhow::Result<Map<String, Value>> {
     Ok(messages)
 }
 
-fn results() -> Map<String, Value> {
-    let name = format!("{}.CommandResult", schemas::NAMESPACE);
-    let headers = published(&[
-        (headers::CE_TYPE, json!({"type": "string", "const": name})),
-        (headers::CONTENT_TYPE, json!({"type": "string", "const": "application/json"})),
-    ]);
+fn results(told: &Messages, namespace: &str) -> Map<String, Value> {
+    let name = format!("{namespace}.CommandResult");
+    let headers = published(
+        told.stream,
+        &[
+            (headers::CE_TYPE, json!({"type": "string", "const": name})),
+            (headers::CONTENT_TYPE, json!({"type": "string", "const": "application/json"})),
+        ],
+    );
     let message = json!({
-        "name": name, "contentType": "application/json", "headers": headers, "payload": message_schemas::result(),
+        "name": name, "contentType": "application/json", "headers": headers, "payload": told.result,
         "correlationId": {"$ref": "#/components/correlationIds/correlation"},
         "bindings": {"kafka": {"key": uuid("The command"), "bindingVersion": BINDING}},
     });
     Map::from_iter([("CommandResult".to_owned(), message)])
-}
-
-#[cfg(test)]
-mod tests {
-    use jiff::Timestamp;
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::store::commands::Outcome;
-
-    fn read(path: &str) -> Value {
-        let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        serde_json::from_str(&text).unwrap()
-    }
-
-    #[test]
-    fn the_committed_document_is_what_the_program_generates() {
-        let generated = document(&Settings::default()).unwrap();
-        let stale = "deploy/asyncapi.json is stale: `throughline schema asyncapi > deploy/asyncapi.json`";
-        assert!(read("deploy/asyncapi.json") == generated, "{stale}");
-    }
-
-    #[test]
-    fn the_document_is_valid_asyncapi() {
-        let schema = read("tests/asyncapi-schema/3.0.0.json");
-        let validator = jsonschema::validator_for(&schema).unwrap();
-        let mut document = document(&Settings::default()).unwrap();
-        let errors: Vec<_> = validator.iter_errors(&document).map(|error| format!("{error:.400}")).collect();
-        assert!(errors.is_empty(), "{}", errors.join("\n"));
-        // The validator sees mistakes: it is not that anything goes.
-        document["channels"]["events"]["addres"] = json!("x");
-        assert!(!validator.is_valid(&document));
-    }
-
-    #[test]
-    fn commands_and_results_match_their_schemas() {
-        for (name, schema) in message_schemas::commands() {
-            let validator = jsonschema::validator_for(&schema).unwrap();
-            let example = &schema["examples"][0];
-            assert!(validator.is_valid(example), "{name}: {example}");
-            let parsed = crate::orders::parse_command(example.to_string().as_bytes(), Uuid::nil());
-            assert!(parsed.is_ok(), "{name}: {parsed:?}");
-            let mut wrong = example.clone();
-            wrong["type"] = json!("DestroyOrder");
-            assert!(!validator.is_valid(&wrong), "{name}");
-        }
-        let validator = jsonschema::validator_for(&message_schemas::result()).unwrap();
-        let accepted = Outcome {
-            command_id: Uuid::nil(),
-            stream_id: Uuid::nil(),
-            payload_hash: Vec::new(),
-            accepted: true,
-            code: None,
-            reason: None,
-            version: Some(1),
-            partition: 0,
-            seq: Some(1),
-            correlation_id: "c".into(),
-            decided_at: Timestamp::UNIX_EPOCH,
-        };
-        let refused = Outcome { accepted: false, code: Some("ORDER_NOT_PAID".into()), seq: None, ..accepted.clone() };
-        for outcome in [accepted, refused] {
-            assert!(validator.is_valid(&outcome.to_json()), "{}", outcome.to_json());
-        }
-    }
 }

@@ -1,7 +1,6 @@
 //! The roles of `throughline run`, and what each is made of.
 
 use std::collections::BTreeSet;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,20 +8,20 @@ use anyhow::bail;
 use tokio::sync::Notify;
 
 use super::lifecycle::Lifecycle;
-use super::{install, maintenance};
+use super::{App, Opened, install, maintenance};
 use crate::api::{self, ContextApi, Listener};
 use crate::avro;
 use crate::health::{Health, Patience};
-use crate::orders::{self, OrdersContext};
 use crate::presence::Identity;
 use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole};
-use crate::{kafka, presence, processor, projection, relay};
+use crate::{kafka, presence, relay};
 
 /// One loop of the pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    Processor,
+    /// Of one context, by its name.
+    Processor(String),
     Relay,
     /// By the projection's name.
     Projection(String),
@@ -32,7 +31,7 @@ pub enum Role {
 impl std::fmt::Display for Role {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Processor => f.write_str("processor"),
+            Self::Processor(context) => write!(f, "processor:{context}"),
             Self::Relay => f.write_str("relay"),
             Self::Projection(name) => write!(f, "projection:{name}"),
             Self::Api => f.write_str("api"),
@@ -40,51 +39,74 @@ impl std::fmt::Display for Role {
     }
 }
 
-/// Names of all projections.
-pub fn projection_names() -> Vec<&'static str> {
-    orders::projections::all().iter().map(|projection| projection.read_model().name).collect()
-}
-
 /// The roles that `names` ask for; none asks for all.
-pub fn parse(names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
-    let projections = || projection_names().into_iter().map(|name| Role::Projection(name.to_owned()));
+pub fn parse(app: &App, names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
+    let processors = || app.contexts().iter().map(|context| Role::Processor(context.name().to_owned()));
+    let projections = || app.read_models().into_iter().map(|model| Role::Projection(model.name.to_owned()));
     let mut roles = BTreeSet::new();
     if names.is_empty() {
-        roles.extend([Role::Processor, Role::Relay, Role::Api]);
-        roles.extend(projections());
+        roles.extend([Role::Relay, Role::Api]);
+        roles.extend(processors().chain(projections()));
     }
     for name in names {
         match name.as_str() {
-            "processor" => drop(roles.insert(Role::Processor)),
+            "processor" => roles.extend(processors()),
             "relay" => drop(roles.insert(Role::Relay)),
             "api" => drop(roles.insert(Role::Api)),
             "projections" => roles.extend(projections()),
-            other => match other.strip_prefix("projection:").filter(|name| projection_names().contains(name)) {
-                Some(name) => drop(roles.insert(Role::Projection(name.to_owned()))),
-                None => bail!(
-                    "no role is named `{other}`: choose processor, relay, api, projections, or projection:NAME with one of {}",
-                    projection_names().join(", ")
-                ),
+            other => match processors().chain(projections()).find(|role| role.to_string() == other) {
+                Some(role) => drop(roles.insert(role)),
+                None => {
+                    let names: Vec<String> = processors().chain(projections()).map(|role| role.to_string()).collect();
+                    bail!(
+                        "no role is named `{other}`: choose processor, relay, api, projections, or one of {}",
+                        names.join(", ")
+                    )
+                }
             },
         }
     }
     Ok(roles)
 }
 
+/// What the roles of a process are written as: `processor` where there is one context only.
+fn told(app: &App, role: &Role) -> String {
+    match role {
+        Role::Processor(_) if app.contexts().len() == 1 => "processor".into(),
+        other => other.to_string(),
+    }
+}
+
+/// One context in a process.
+struct Site {
+    name: &'static str,
+    settings: Arc<Settings>,
+    opened: Arc<dyn Opened>,
+}
+
 /// Starts the roles in `lifecycle`.
 ///
-/// A processor and a relay of one process share a wake-up: what was appended is published without
+/// Processors and a relay of one process share a wake-up: what was appended is published without
 /// waiting for a poll.
-pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let settings = Arc::new(install::with_stored_partitions(settings).await?);
+pub async fn start(
+    app: &App,
+    roles: &BTreeSet<Role>,
+    settings: &Settings,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<()> {
     // Both ports before any loop: one that is taken ends the start while no group knows of us.
     let mut entrance = match roles.contains(&Role::Api) {
         true => Some(api::Entrance::open(&settings.http).await?),
         false => None,
     };
     let admin = Listener::admin(&settings.http, entrance.as_ref().map(api::Entrance::listener))?;
-    let names = install::orders_topics(&settings);
-    let codec = install::orders_codec(&settings).await?;
+    let mut sites = Vec::new();
+    for context in app.contexts() {
+        let settings = Arc::new(install::with_stored_partitions(context.as_ref(), settings).await?);
+        let opened = install::open(context.as_ref(), &settings).await?;
+        sites.push(Site { name: context.name(), settings, opened });
+    }
+    let settings = Arc::new(settings.clone());
     let wake = Arc::new(Notify::new());
     let health = Health::with_patience(Patience {
         silence_max: Duration::from_millis(settings.http.heartbeat_silence_max_ms),
@@ -92,46 +114,55 @@ pub async fn start(roles: &BTreeSet<Role>, settings: &Settings, lifecycle: &Life
         pending_max: Duration::from_millis(settings.http.claim_pending_max_ms),
     });
     start_admin(admin, &health, lifecycle)?;
-    let who = Identity::new(roles.iter().map(Role::to_string).collect());
+    let who = Identity::new(roles.iter().map(|role| told(app, role)).collect());
     lifecycle.spawn("presence", presence::run(settings.clone(), health.clone(), who, lifecycle.shutdown()));
-    let (beat, asked) = (health.register("kafka"), names.events());
-    lifecycle.spawn("kafka", kafka::probe::run(settings.kafka.clone(), asked, beat, lifecycle.shutdown()));
+    if let Some(context) = app.contexts().first() {
+        let (beat, asked) = (health.register("kafka"), context.names(&settings.topics).events());
+        lifecycle.spawn("kafka", kafka::probe::run(settings.kafka.clone(), asked, beat, lifecycle.shutdown()));
+    }
     for role in roles {
-        let (settings, shutdown) = (settings.clone(), lifecycle.shutdown());
-        let health = health.clone();
+        let (health, shutdown) = (health.clone(), lifecycle.shutdown());
         match role {
-            Role::Processor => lifecycle.spawn(
-                "processor",
-                processor::run::<OrdersContext>(settings, codec.clone(), wake.clone(), health, shutdown),
-            ),
+            Role::Processor(context) => {
+                for site in sites.iter().filter(|site| site.name == context) {
+                    let loop_ =
+                        site.opened.processor(site.settings.clone(), wake.clone(), health.clone(), shutdown.clone());
+                    lifecycle.spawn(told(app, role), loop_);
+                }
+            }
             Role::Relay => {
                 lifecycle.spawn("relay", relay::run(settings.clone(), wake.clone(), health.clone(), shutdown.clone()));
-                lifecycle.spawn("maintenance", maintenance::run(settings, health, shutdown));
+                lifecycle.spawn("maintenance", maintenance::run(settings.clone(), health, shutdown));
             }
             Role::Projection(name) => {
-                for projection in orders::projections::all().into_iter().filter(|one| one.read_model().name == name) {
-                    let (settings, names, codec) = (settings.clone(), names.clone(), codec.clone());
-                    let loop_ = projection::run(settings, names, projection, codec, health.clone(), shutdown.clone());
+                let of =
+                    |site: &Site| site.opened.projection(name, site.settings.clone(), health.clone(), shutdown.clone());
+                if let Some(loop_) = sites.iter().find_map(of) {
                     lifecycle.spawn(format!("projection {name}"), loop_);
                 }
             }
             Role::Api => {
                 // Only the API has callers who must look elsewhere first.
                 lifecycle.give_notice(Duration::from_millis(settings.http.shutdown_notice_ms));
-                let reader = Database::new(&settings.database, &DatabaseRole::Reader)?;
-                let context = ContextApi {
-                    names: names.clone(),
-                    routes: orders::routes::routes(),
-                    refusals: orders::routes::REFUSALS,
-                    others: avro::registry_routes(reader),
-                };
                 if let Some(entrance) = entrance.take() {
-                    lifecycle.spawn("api", api::run(settings, context, entrance, health, shutdown));
+                    lifecycle.spawn("api", api::run(served(app, &sites, &settings)?, entrance, health, shutdown));
                 }
             }
         }
     }
     Ok(())
+}
+
+/// What the API serves.
+fn served(app: &App, sites: &[Site], settings: &Settings) -> anyhow::Result<api::Served> {
+    let contexts = app.contexts().iter().zip(sites).map(|(context, site)| ContextApi {
+        names: context.names(&site.settings.topics),
+        settings: site.settings.clone(),
+        routes: context.routes(),
+        refusals: context.refusals(),
+    });
+    let reader = Database::new(&settings.database, &DatabaseRole::Reader)?;
+    Ok(api::Served { title: app.name(), contexts: contexts.collect(), others: avro::registry_routes(reader) })
 }
 
 /// The admin port of this process, which tells of every loop.

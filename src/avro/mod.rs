@@ -12,6 +12,7 @@ pub mod limits;
 pub mod lock;
 pub mod registry;
 mod registry_routes;
+mod schemas;
 pub mod upcast;
 
 pub use catalogue::{Catalogue, CatalogueError, CataloguedSchema, Published};
@@ -20,4 +21,5 @@ pub use external_registry::{ExternalRegistry, ExternalRegistryError};
 pub use ids::{SchemaIds, SchemaIdsError};
 pub use lock::SchemaProblem;
 pub use registry_routes::registry_routes;
+pub use schemas::Schemas;
 pub use upcast::{Fields, Upcaster, Upcasters};

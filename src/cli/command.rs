@@ -10,8 +10,8 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{FOUND_FALSE, Output};
-use crate::app::install;
+use super::{FOUND_FALSE, Output, Program};
+use crate::app::Hosted;
 use crate::engine::destination_partition;
 use crate::engine::ids::parse_id;
 use crate::kafka::client;
@@ -43,7 +43,7 @@ enum CommandVerb {
     Status {
         #[arg(value_name = "COMMAND_ID", value_parser = parse_id)]
         id: Uuid,
-        /// The outcome in this stream only, such as an order's id
+        /// The outcome in this stream only, which its commands name
         #[arg(long, value_name = "STREAM_ID", value_parser = parse_id)]
         stream: Option<Uuid>,
         #[arg(long, value_enum, default_value_t)]
@@ -52,15 +52,16 @@ enum CommandVerb {
 }
 
 /// Sends or asks.
-pub async fn run(args: CommandArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn run(args: CommandArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let (context, settings) = (program.one()?, program.settings);
     match args.verb {
-        CommandVerb::Send { file, lane } => send(&file, &lane, settings).await,
-        CommandVerb::Status { id, stream, output } => status(id, stream, output, settings).await,
+        CommandVerb::Send { file, lane } => send(&file, &lane, context, settings).await,
+        CommandVerb::Status { id, stream, output } => status((id, stream), output, context, settings).await,
     }
 }
 
-async fn send(file: &str, lane: &str, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let names = install::orders_topics(settings);
+async fn send(file: &str, lane: &str, context: &dyn Hosted, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let names = context.names(&settings.topics);
     let lane = ["priority", "normal", "bulk"]
         .iter()
         .position(|name| *name == lane)
@@ -78,11 +79,13 @@ async fn send(file: &str, lane: &str, settings: &Settings) -> anyhow::Result<Exi
     // All of them first: a line that is none leaves nothing half sent behind.
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let commands: Vec<Addressed> = lines
-        .map(|(number, line)| addressed(line).with_context(|| format!("line {}; nothing was sent", number + 1)))
+        .map(|(number, line)| {
+            addressed(line, context.stream_id_field()).with_context(|| format!("line {}; nothing was sent", number + 1))
+        })
         .collect::<anyhow::Result<_>>()?;
     let mut sent = Vec::new();
-    for Addressed { order, id, value } in commands {
-        let record = FutureRecord::to(topic).key(&order).payload(&value);
+    for Addressed { stream, id, value } in commands {
+        let record = FutureRecord::to(topic).key(&stream).payload(&value);
         sent.push((id, producer.send_result(record).map_err(|(error, _)| error).context("cannot send")?));
     }
     for (id, delivery) in sent {
@@ -98,13 +101,13 @@ async fn send(file: &str, lane: &str, settings: &Settings) -> anyhow::Result<Exi
 
 /// A command as it is sent.
 struct Addressed {
-    /// The key: the order's id as the store writes it, however the line does, since the partition follows from its text.
-    order: String,
+    /// The key: the stream's id as the store writes it, however the line does, since the partition follows from its text.
+    stream: String,
     id: String,
     value: String,
 }
 
-fn addressed(line: &str) -> anyhow::Result<Addressed> {
+fn addressed(line: &str, stream_id_field: &str) -> anyhow::Result<Addressed> {
     let mut command: Value = serde_json::from_str(line).context("it is not JSON")?;
     if !command.is_object() {
         bail!("it is no JSON object");
@@ -116,12 +119,17 @@ fn addressed(line: &str) -> anyhow::Result<Addressed> {
         let text = command[name].as_str().with_context(|| format!("it has no {name} that is a text"))?;
         Ok::<_, anyhow::Error>(parse_id(text).with_context(|| format!("{name} is {text:?}"))?.to_string())
     };
-    Ok(Addressed { order: id("orderId")?, id: id("commandId")?, value: command.to_string() })
+    Ok(Addressed { stream: id(stream_id_field)?, id: id("commandId")?, value: command.to_string() })
 }
 
-async fn status(id: Uuid, stream: Option<Uuid>, output: Output, settings: &Settings) -> anyhow::Result<ExitCode> {
+async fn status(
+    (id, stream): (Uuid, Option<Uuid>),
+    output: Output,
+    context: &dyn Hosted,
+    settings: &Settings,
+) -> anyhow::Result<ExitCode> {
     let client = connect::connect(&settings.database, &DatabaseRole::Reader).await?;
-    let events = install::orders_topics(settings).events();
+    let (events, stream_id) = (context.names(&settings.topics).events(), context.stream_id_field());
     let outcomes = match stream {
         Some(stream) => {
             let partition = destination_partition(stream, destinations::find(&client, &events).await?.partitions);
@@ -133,7 +141,7 @@ async fn status(id: Uuid, stream: Option<Uuid>, output: Output, settings: &Setti
         output.print(&["commandId", "status"], &[json!({"commandId": id, "status": "pending"})]);
         return Ok(ExitCode::from(FOUND_FALSE));
     }
-    let rows: Vec<Value> = outcomes.iter().map(commands::Outcome::to_json).collect();
-    output.print(&["commandId", "orderId", "status", "code", "reason", "version", "decidedAt"], &rows);
+    let rows: Vec<Value> = outcomes.iter().map(|outcome| outcome.to_json(stream_id)).collect();
+    output.print(&["commandId", stream_id, "status", "code", "reason", "version", "decidedAt"], &rows);
     Ok(ExitCode::SUCCESS)
 }

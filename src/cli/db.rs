@@ -4,9 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::FOUND_FALSE;
+use super::{FOUND_FALSE, Program};
 use crate::app::install;
-use crate::settings::Settings;
 use crate::store::{DatabaseRole, StoreError, connect, migrate};
 
 /// Arguments of `db`.
@@ -25,10 +24,10 @@ enum DbVerb {
 }
 
 /// Applies or checks the database.
-pub async fn run(args: DbArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn run(args: DbArgs, Program { app, settings, .. }: &Program<'_>) -> anyhow::Result<ExitCode> {
     match args.verb {
         DbVerb::Apply => {
-            let applied = install::apply_database(settings).await?;
+            let applied = install::apply_database(app, settings).await?;
             if applied.is_empty() {
                 println!("the database is up to date");
             }

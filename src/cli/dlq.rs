@@ -8,9 +8,7 @@ use serde_json::{Value, json};
 
 use super::projection::{Consent, projectors};
 use super::skip::{self, SkipArgs};
-use super::{Output, replay};
-use crate::projection;
-use crate::settings::Settings;
+use super::{Output, Program, replay};
 use crate::store::dead_letters::{self, Filter, Parked};
 use crate::store::{DatabaseRole, connect};
 
@@ -58,7 +56,7 @@ struct Which {
     /// Of this consumer group only
     #[arg(long)]
     consumer: Option<String>,
-    /// Of this key (an order id) only
+    /// Of this key (a stream's id) only
     #[arg(long)]
     key: Option<String>,
     /// This one only; may be given several times. An event takes its whole key along when replayed
@@ -82,8 +80,8 @@ const COLUMNS: [&str; 9] = ["id", "kind", "consumer", "partition", "offset", "se
 const ROWS_MAX: i64 = 10_000;
 
 /// Runs one verb.
-pub async fn run(args: DlqArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+pub async fn run(args: DlqArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let client = connect::connect(&program.settings.database, &DatabaseRole::Owner).await?;
     match args.verb {
         DlqVerb::List { which, all } => {
             let found = dead_letters::find(&client, &which.filter(all), ROWS_MAX).await?;
@@ -103,11 +101,11 @@ pub async fn run(args: DlqArgs, settings: &Settings) -> anyhow::Result<ExitCode>
                 return Ok(ExitCode::FAILURE);
             }
             let open = all_open(&client, &which, &found).await?;
-            let events = replay_events(args.output, &found, &consent, settings).await?;
-            let commands = replay::commands(&client, &found, consent.dry_run, settings).await?;
+            let events = replay_events(args.output, &found, &consent, program).await?;
+            let commands = replay::commands(&client, &found, consent.dry_run, program).await?;
             Ok(if open && events && commands { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        DlqVerb::Skip(skip_args) => skip::run(skip_args, settings).await,
+        DlqVerb::Skip(skip_args) => skip::run(skip_args, program).await,
         DlqVerb::Discard { which, consent } => {
             let found = dead_letters::find(&client, &which.filter(false), ROWS_MAX).await?;
             args.output.print(&COLUMNS, &found.iter().map(brief).collect::<Vec<_>>());
@@ -210,7 +208,7 @@ fn all_events_of_the_relay(found: &[Parked], groups: &[String]) -> bool {
         let reason = match &one.letter {
             letter if !groups.contains(&letter.consumer) => "no projection of this program has that consumer group",
             letter if letter.seq.is_none() => "the relay did not write it, so it is no event. Discard it",
-            letter if letter.key.is_none() => "it has no key, so no event of an order. Discard it",
+            letter if letter.key.is_none() => "it has no key, so no event of a stream. Discard it",
             _ => continue,
         };
         eprintln!("dead letter {} cannot be replayed: {reason}", one.id);
@@ -224,17 +222,17 @@ async fn replay_events(
     output: Output,
     found: &[Parked],
     consent: &Consent,
-    settings: &Settings,
+    program: &Program<'_>,
 ) -> anyhow::Result<bool> {
     let mut rows = Vec::new();
     let mut changes = Vec::new();
-    let projectors = projectors(settings).await?;
-    let groups: Vec<String> = projectors.iter().map(|projector| projector.group.clone()).collect();
+    let projectors = projectors(program).await?;
+    let groups: Vec<String> = projectors.iter().map(|projector| projector.group().to_owned()).collect();
     let all_able = all_events_of_the_relay(found, &groups);
     for projector in projectors {
         let mut keys: Vec<Vec<u8>> = found
             .iter()
-            .filter(|one| one.letter.kind == "event" && one.letter.consumer == projector.group)
+            .filter(|one| one.letter.kind == "event" && one.letter.consumer == projector.group())
             .filter(|one| one.letter.seq.is_some())
             .filter_map(|one| one.letter.key.clone())
             .collect();
@@ -243,7 +241,7 @@ async fn replay_events(
         if keys.is_empty() {
             continue;
         }
-        for one in projection::replay(&projector, Some(&keys), consent.dry_run).await? {
+        for one in projector.replay(Some(&keys), consent.dry_run).await? {
             rows.push(json!({
                 "projection": projector.name(), "key": one.key, "partition": one.partition, "events": one.seqs.len(),
                 "result": match (&one.failure, consent.dry_run) {

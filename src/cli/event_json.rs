@@ -2,11 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::engine::{BoundedContext, EventCodec};
 use crate::store::events::StoredEvent;
 
-/// The envelope of an event and its payload under `payload`.
-pub(super) fn row<C: BoundedContext>(event: &StoredEvent, payload: Value) -> Value {
+/// The envelope of an event and its payload under `payload`; the context says what it calls the id of a stream.
+pub(super) fn row(event: &StoredEvent, stream_id_field: &str, payload: Value) -> Value {
     let mut row = json!({
         "partition": event.partition,
         "seq": event.seq,
@@ -21,11 +20,6 @@ pub(super) fn row<C: BoundedContext>(event: &StoredEvent, payload: Value) -> Val
         "principal": event.principal,
         "payload": payload,
     });
-    row[C::STREAM_ID_FIELD] = json!(event.stream_id);
+    row[stream_id_field] = json!(event.stream_id);
     row
-}
-
-/// The payload in the newest shape, or why there is none.
-pub(super) fn newest<C: BoundedContext>(codec: &C::Codec, event: &StoredEvent) -> Result<Value, String> {
-    codec.decode(&event.payload).map(|event| C::describe_event(&event)).map_err(|error| error.to_string())
 }

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -10,10 +11,9 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::Client;
 
-use super::{FOUND_FALSE, INTERRUPTED, Output, WrongUsage, event_json, republish};
-use crate::app::install;
-use crate::orders::{OrdersCodec, OrdersContext};
-use crate::settings::Settings;
+use super::{FOUND_FALSE, INTERRUPTED, Output, Program, WrongUsage, event_json, republish};
+use crate::app::{Hosted, Opened, install};
+use crate::avro::Codec;
 use crate::store::events::{History, Span, StoredEvent, last_seqs};
 use crate::store::{DatabaseRole, Destination, connect, destinations};
 
@@ -84,10 +84,10 @@ impl FromStr for Start {
 }
 
 /// Shows or sends.
-pub async fn run(args: EventsArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn run(args: EventsArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
     match args.verb {
-        EventsVerb::Tail(tail_args) => tail(tail_args, settings).await,
-        EventsVerb::Republish(republish_args) => republish::run(republish_args, settings).await,
+        EventsVerb::Tail(tail_args) => tail(tail_args, program).await,
+        EventsVerb::Republish(republish_args) => republish::run(republish_args, program).await,
     }
 }
 
@@ -127,19 +127,25 @@ pub(super) fn spans(from: &[Start], destination: &Destination, last: &[i64], upt
     Ok(spans)
 }
 
-async fn tail(args: TailArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+async fn tail(args: TailArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let (context, settings) = (program.one()?, program.settings);
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
     // Read without the start-up check: what cannot be read is exactly what one may want to see.
-    let codec = install::orders_codec_unchecked(settings, &client).await?;
-    let destination = destinations::find(&client, &install::orders_topics(settings).events()).await?;
+    let ids = install::schema_ids(context, settings, &client).await?;
+    let destination = destinations::find(&client, &context.names(&settings.topics).events()).await?;
     let spans = spans(&args.from, &destination, &last_seqs(&client, &destination).await?, i64::MAX)?;
     let mut history = History::new(&destination, &spans, PAGE.0, PAGE.1);
     let follow = args.follow || (args.from == [Start::End] && !args.no_follow);
-    let mut printer = Printer::new(args.output, args.raw);
+    let catalogue = context.catalogue(&settings.topics)?;
+    let reader = match args.raw {
+        true => Reader::Written(Box::new(Codec::new(catalogue, (context.schemas().upcasters)(), &ids)?)),
+        false => Reader::Newest(context.open(&ids)?),
+    };
+    let mut printer = Printer::new(args.output, reader, context);
     // From here on Ctrl-C ends the following, and what was begun is ended as well.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let read = tokio::select! {
-        read = show(&client, &mut history, &codec, &mut printer, args.max.unwrap_or(u64::MAX), follow) => read?,
+        read = show(&client, &mut history, &mut printer, args.max.unwrap_or(u64::MAX), follow) => read?,
         _ = interrupt.recv() => {
             printer.end();
             return Ok(ExitCode::from(INTERRUPTED));
@@ -161,7 +167,6 @@ async fn tail(args: TailArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
 async fn show(
     client: &Client,
     history: &mut History,
-    codec: &OrdersCodec,
     printer: &mut Printer,
     mut left: u64,
     follow: bool,
@@ -176,31 +181,38 @@ async fn show(
         }
         let shown = usize::try_from(left).unwrap_or(usize::MAX).min(events.len());
         left -= shown as u64;
-        if !printer.print(codec, &events[..shown]) {
+        if !printer.print(&events[..shown]) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
+/// How payloads are shown: as they were written, or in the newest shape.
+enum Reader {
+    Written(Box<Codec>),
+    Newest(Arc<dyn Opened>),
+}
+
 /// Prints events as they come: a table of fixed columns, since its end is not known.
 struct Printer {
     output: Output,
-    raw: bool,
+    reader: Reader,
+    stream_id_field: &'static str,
     printed: u64,
     unreadable: u64,
 }
 
 impl Printer {
-    fn new(output: Output, raw: bool) -> Self {
-        Self { output, raw, printed: 0, unreadable: 0 }
+    fn new(output: Output, reader: Reader, context: &dyn Hosted) -> Self {
+        Self { output, reader, stream_id_field: context.stream_id_field(), printed: 0, unreadable: 0 }
     }
 
     /// False when nobody reads any more.
-    fn print(&mut self, codec: &OrdersCodec, events: &[StoredEvent]) -> bool {
+    fn print(&mut self, events: &[StoredEvent]) -> bool {
         let mut text = String::new();
         for event in events {
-            let row = self.row(codec, event);
+            let row = self.row(event);
             match self.output {
                 Output::Ndjson => text.push_str(&format!("{row}\n")),
                 Output::Json => text.push_str(&format!("{}{row}", if self.printed == 0 { "[\n" } else { ",\n" })),
@@ -219,18 +231,17 @@ impl Printer {
         write(&text)
     }
 
-    fn row(&mut self, codec: &OrdersCodec, event: &StoredEvent) -> Value {
-        let payload = if self.raw {
-            codec.written(&event.payload).map(|written| written.value).map_err(|error| error.to_string())
-        } else {
-            event_json::newest::<OrdersContext>(codec, event)
+    fn row(&mut self, event: &StoredEvent) -> Value {
+        let payload = match &self.reader {
+            Reader::Written(codec) => codec.written(&event.payload).map(|written| written.value),
+            Reader::Newest(opened) => opened.describe(&event.payload),
         };
         match payload {
-            Ok(payload) => event_json::row::<OrdersContext>(event, payload),
-            Err(reason) => {
+            Ok(payload) => event_json::row(event, self.stream_id_field, payload),
+            Err(error) => {
                 self.unreadable += 1;
-                let mut row = event_json::row::<OrdersContext>(event, Value::Null);
-                row["error"] = json!(reason);
+                let mut row = event_json::row(event, self.stream_id_field, Value::Null);
+                row["error"] = json!(error.to_string());
                 row
             }
         }

@@ -30,8 +30,8 @@ use clap::{Parser, Subcommand};
 
 pub use output::Output;
 
-use crate::app::telemetry;
-use crate::settings::LoadedSettings;
+use crate::app::{App, Hosted, telemetry};
+use crate::settings::{LoadedSettings, Settings};
 use crate::store::describe;
 
 /// A check that was answered with no.
@@ -57,13 +57,16 @@ struct Cli {
     /// Override one setting: section.key=value
     #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// The bounded context meant, where the program has several
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
     #[command(subcommand)]
     command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
-    /// Run roles in this process: processor, relay, projection:NAME, projections, api; none = all
+    /// Run roles in this process: processor, processor:CONTEXT, relay, projection:NAME, projections, api; none = all
     Run(run::RunArgs),
     /// Who lives, who owns what, what waits, what stands and why; exit code 3 when a person is needed
     Status(status::StatusArgs),
@@ -91,8 +94,31 @@ enum CliCommand {
     Config(config::ConfigArgs),
 }
 
-/// Parses, runs, and answers with the exit code.
-pub fn main() -> ExitCode {
+/// What every subcommand works with.
+struct Program<'a> {
+    app: &'a App,
+    settings: &'a Settings,
+    /// As `--context` names it.
+    context: Option<&'a str>,
+}
+
+impl Program<'_> {
+    /// The one context that is meant.
+    fn one(&self) -> Result<&dyn Hosted, WrongUsage> {
+        self.app.find(self.context).map(AsRef::as_ref).map_err(|error| WrongUsage(error.to_string()))
+    }
+
+    /// The contexts that are meant: all, where none is named.
+    fn all(&self) -> Result<Vec<&dyn Hosted>, WrongUsage> {
+        match self.context {
+            Some(_) => Ok(vec![self.one()?]),
+            None => Ok(self.app.contexts().iter().map(AsRef::as_ref).collect()),
+        }
+    }
+}
+
+/// Parses the command line of `app`, runs, and answers with the exit code.
+pub fn main(app: App) -> ExitCode {
     let cli = Cli::parse();
     let loaded = match LoadedSettings::load(cli.config.as_deref(), &cli.overrides) {
         Ok(loaded) => loaded,
@@ -104,27 +130,33 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::Error::new(error).context("cannot start the async runtime")),
     };
-    let outcome = runtime.block_on(dispatch(cli.command, loaded));
+    let outcome = runtime.block_on(dispatch(&app, cli.context.as_deref(), cli.command, loaded));
     // Kafka and PostgreSQL threads that are stuck must not keep a finished process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     outcome.unwrap_or_else(|error| fail(&error))
 }
 
-async fn dispatch(command: CliCommand, loaded: LoadedSettings) -> anyhow::Result<ExitCode> {
+async fn dispatch(
+    app: &App,
+    context: Option<&str>,
+    command: CliCommand,
+    loaded: LoadedSettings,
+) -> anyhow::Result<ExitCode> {
     let settings = &loaded.settings;
+    let program = &Program { app, settings, context };
     match command {
-        CliCommand::Run(args) => run::run(args, settings).await,
-        CliCommand::Status(args) => status::run(args, settings).await,
+        CliCommand::Run(args) => run::run(args, program).await,
+        CliCommand::Status(args) => status::run(args, program).await,
         CliCommand::Dev(args) => dev::run(args, settings).await,
-        CliCommand::Topics(args) => topics::run(args, settings).await,
-        CliCommand::Db(args) => db::run(args, settings).await,
-        CliCommand::Command(args) => command::run(args, settings).await,
-        CliCommand::Projection(args) => projection::run(args, settings).await,
-        CliCommand::Dlq(args) => dlq::run(args, settings).await,
+        CliCommand::Topics(args) => topics::run(args, program).await,
+        CliCommand::Db(args) => db::run(args, program).await,
+        CliCommand::Command(args) => command::run(args, program).await,
+        CliCommand::Projection(args) => projection::run(args, program).await,
+        CliCommand::Dlq(args) => dlq::run(args, program).await,
         CliCommand::Outbox(args) => outbox::run(args, settings).await,
-        CliCommand::Events(args) => events::run(args, settings).await,
-        CliCommand::Stream(args) => stream::run(args, settings).await,
-        CliCommand::Schema(args) => schema::run(args, settings).await,
+        CliCommand::Events(args) => events::run(args, program).await,
+        CliCommand::Stream(args) => stream::run(args, program).await,
+        CliCommand::Schema(args) => schema::run(args, program).await,
         CliCommand::Config(args) => config::run(args, &loaded),
     }
 }

@@ -12,10 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::{FOUND_FALSE, INTERRUPTED, Output};
+use super::{FOUND_FALSE, INTERRUPTED, Output, Program};
 use crate::app::install;
-use crate::orders::{self, domain::OrderEvent};
-use crate::projection::{self, Progress, Projector, RebuildMode, RebuildReport, ResetTarget, state};
+use crate::projection::{self, AnyProjector, Progress, RebuildMode, RebuildReport, ResetTarget, state};
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, connect};
 
@@ -123,43 +122,45 @@ impl Consent {
     }
 }
 
-/// The projectors of every projection, or an error that names those there are.
-pub(super) async fn projectors(settings: &Settings) -> anyhow::Result<Vec<Projector<OrderEvent>>> {
-    let codec = install::orders_codec(settings).await?;
-    let (settings, names) = (Arc::new(settings.clone()), install::orders_topics(settings));
-    let one = |projection| Projector::new(settings.clone(), &names, projection, codec.clone());
-    Ok(orders::projections::all().into_iter().map(one).collect())
+/// Every projection of the contexts that are meant.
+pub(super) async fn projectors(program: &Program<'_>) -> anyhow::Result<Vec<Box<dyn AnyProjector>>> {
+    let mut projectors = Vec::new();
+    for context in program.all()? {
+        let settings = Arc::new(install::with_stored_partitions(context, program.settings).await?);
+        projectors.extend(install::open(context, &settings).await?.projectors(&settings));
+    }
+    Ok(projectors)
 }
 
-async fn find(settings: &Settings, name: &Name) -> anyhow::Result<Projector<OrderEvent>> {
-    let mut projectors = projectors(settings).await?;
+async fn find(program: &Program<'_>, name: &Name) -> anyhow::Result<Box<dyn AnyProjector>> {
+    let mut projectors = projectors(program).await?;
     match projectors.iter().position(|one| one.name() == name.name) {
         Some(index) => Ok(projectors.swap_remove(index)),
         None => {
-            let names: Vec<_> = projectors.iter().map(Projector::name).collect();
+            let names: Vec<_> = projectors.iter().map(|one| one.name()).collect();
             bail!("no projection is named `{}`: choose one of {}", name.name, names.join(", "))
         }
     }
 }
 
 /// Runs one verb.
-pub async fn run(args: ProjectionArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn run(args: ProjectionArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
     let output = args.output;
     match args.verb {
-        ProjectionVerb::List { partitions } => list(output, partitions, settings).await,
-        ProjectionVerb::Pause { name } => pause(settings, &name, true).await,
-        ProjectionVerb::Resume { name } => pause(settings, &name, false).await,
-        ProjectionVerb::Reset(args) => reset(output, args, settings).await,
-        ProjectionVerb::Rebuild { name, force, consent } => rebuild(output, &name, force, &consent, settings).await,
-        ProjectionVerb::Rollback { name, consent } => rollback(output, &name, &consent, settings).await,
+        ProjectionVerb::List { partitions } => list(output, partitions, program).await,
+        ProjectionVerb::Pause { name } => pause(program, &name, true).await,
+        ProjectionVerb::Resume { name } => pause(program, &name, false).await,
+        ProjectionVerb::Reset(args) => reset(output, args, program).await,
+        ProjectionVerb::Rebuild { name, force, consent } => rebuild(output, &name, force, &consent, program).await,
+        ProjectionVerb::Rollback { name, consent } => rollback(output, &name, &consent, program).await,
     }
 }
 
-async fn list(output: Output, partitions: bool, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+async fn list(output: Output, partitions: bool, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let client = connect::connect(&program.settings.database, &DatabaseRole::Owner).await?;
     let mut rows = Vec::new();
-    for projector in projectors(settings).await? {
-        let status = state::status(&client, &projector).await?;
+    for projector in projectors(program).await? {
+        let status = projector.status(&client).await?;
         if partitions {
             rows.extend(status.partitions.iter().map(|lag| {
                 json!({"name": status.name, "partition": lag.partition, "nextOffset": lag.next_offset, "seq": lag.seq,
@@ -169,9 +170,9 @@ async fn list(output: Output, partitions: bool, settings: &Settings) -> anyhow::
             rows.push(json!({
                 "name": status.name, "state": status.state, "version": status.version,
                 "previousVersion": status.previous_version, "switchedAt": status.switched_at.map(|at| at.to_string()),
-                "previousKeptUntil": kept_until(&status, settings).map(|until| until.to_string()),
+                "previousKeptUntil": kept_until(&status, program.settings).map(|until| until.to_string()),
                 "lagEvents": status.lag_events, "lagSeconds": tenths(status.lag_seconds), "parked": status.parked,
-                "group": projector.group,
+                "group": projector.group(),
             }));
         }
     }
@@ -194,19 +195,19 @@ fn tenths(seconds: f64) -> f64 {
     (seconds * 10.0).round() / 10.0
 }
 
-async fn pause(settings: &Settings, name: &Name, paused: bool) -> anyhow::Result<ExitCode> {
-    let projector = find(settings, name).await?;
-    let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
+async fn pause(program: &Program<'_>, name: &Name, paused: bool) -> anyhow::Result<ExitCode> {
+    let projector = find(program, name).await?;
+    let client = connect::connect(&program.settings.database, &DatabaseRole::Owner).await?;
     let changed = state::set_paused(&client, projector.name(), paused).await?;
     let word = if paused { "paused" } else { "running" };
     eprintln!("projection {} {} {word}", projector.name(), if changed { "is now" } else { "was already" });
     Ok(ExitCode::SUCCESS)
 }
 
-async fn reset(output: Output, args: ResetArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let projector = find(settings, &args.name).await?;
+async fn reset(output: Output, args: ResetArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let projector = find(program, &args.name).await?;
     let target = if args.to_earliest { ResetTarget::Earliest } else { ResetTarget::Offsets(args.to_offset) };
-    let planned = projection::reset_offsets(&projector, &target, true).await?;
+    let planned = projector.reset(&target, true).await?;
     let row = |one: &projection::PlannedReset| -> Value {
         json!({"partition": one.partition, "fromOffset": one.from_offset, "toOffset": one.to_offset,
                "effect": one.effect()})
@@ -219,7 +220,7 @@ async fn reset(output: Output, args: ResetArgs, settings: &Settings) -> anyhow::
     if !args.consent.given(&format!("this resets {} partition(s) of {}", planned.len(), projector.name()))? {
         return Ok(ExitCode::FAILURE);
     }
-    projection::reset_offsets(&projector, &target, false).await?;
+    projector.reset(&target, false).await?;
     eprintln!("reset; projection {} carries it out as soon as it claims its partitions", projector.name());
     Ok(ExitCode::SUCCESS)
 }
@@ -229,13 +230,13 @@ async fn rebuild(
     name: &Name,
     force: bool,
     consent: &Consent,
-    settings: &Settings,
+    program: &Program<'_>,
 ) -> anyhow::Result<ExitCode> {
-    let projector = find(settings, name).await?;
+    let projector = find(program, name).await?;
     let progress = Arc::new(Progress::default());
-    let plan = projection::rebuild(&projector, &progress, RebuildMode::DryRun).await?;
+    let plan = projector.rebuild(&progress, RebuildMode::DryRun).await?;
     if consent.dry_run {
-        print_report(output, &projector, &plan);
+        print_report(output, projector.name(), &plan);
         return Ok(ExitCode::SUCCESS);
     }
     let what = format!("this fills new tables of {} from {} events and switches to them", name.name, plan.events);
@@ -245,7 +246,7 @@ async fn rebuild(
     let mode = if force { RebuildMode::Forced } else { RebuildMode::Checked };
     let bar = tokio::spawn(show(progress.clone()));
     let outcome = tokio::select! {
-        outcome = projection::rebuild(&projector, &progress, mode) => outcome,
+        outcome = projector.rebuild(&progress, mode) => outcome,
         _ = tokio::signal::ctrl_c() => {
             bar.abort();
             eprintln!("interrupted; the live tables are untouched, and the next rebuild discards what is left");
@@ -254,7 +255,7 @@ async fn rebuild(
     };
     bar.abort();
     let report = outcome?;
-    print_report(output, &projector, &report);
+    print_report(output, projector.name(), &report);
     for difference in &report.differences {
         eprintln!("the tables differ: {difference}");
     }
@@ -271,7 +272,7 @@ async fn rebuild(
     Ok(ExitCode::from(FOUND_FALSE))
 }
 
-fn print_report(output: Output, projector: &Projector<OrderEvent>, report: &RebuildReport) {
+fn print_report(output: Output, name: &str, report: &RebuildReport) {
     let rate = if report.fill_seconds > 0.0 { (report.events as f64 / report.fill_seconds).round() } else { 0.0 };
     let same = match (report.compared, report.differences.is_empty()) {
         (false, _) => "not compared",
@@ -279,7 +280,7 @@ fn print_report(output: Output, projector: &Projector<OrderEvent>, report: &Rebu
         (true, false) => "different",
     };
     let row = json!({
-        "name": projector.name(), "events": report.events, "seconds": tenths(report.seconds), "eventsPerSecond": rate,
+        "name": name, "events": report.events, "seconds": tenths(report.seconds), "eventsPerSecond": rate,
         "fromVersion": report.from_version, "toVersion": report.to_version, "digests": same,
         "differences": report.differences, "switched": report.switched,
     });
@@ -302,9 +303,9 @@ async fn show(progress: Arc<Progress>) {
     }
 }
 
-async fn rollback(output: Output, name: &Name, consent: &Consent, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let projector = find(settings, name).await?;
-    let plan = projection::rollback(&projector, true).await?;
+async fn rollback(output: Output, name: &Name, consent: &Consent, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let projector = find(program, name).await?;
+    let plan = projector.rollback(true).await?;
     let what = format!(
         "this makes version {} of {} live again, which catches up with {} events",
         plan.to_version, name.name, plan.behind
@@ -312,7 +313,7 @@ async fn rollback(output: Output, name: &Name, consent: &Consent, settings: &Set
     if !consent.given(&what)? {
         return Ok(ExitCode::FAILURE);
     }
-    let report = if consent.dry_run { plan } else { projection::rollback(&projector, false).await? };
+    let report = if consent.dry_run { plan } else { projector.rollback(false).await? };
     let row = json!({"name": projector.name(), "fromVersion": report.from_version, "toVersion": report.to_version,
                      "behind": report.behind});
     output.print(&["name", "fromVersion", "toVersion", "behind"], &[row]);

@@ -15,7 +15,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use tokio_postgres::Client;
 
-use crate::app::install;
+use super::Program;
 use crate::kafka::{Peek, Record, RecordHeaders, TopicPartition, client};
 use crate::settings::Settings;
 use crate::store::StoreError;
@@ -46,8 +46,11 @@ pub(super) async fn commands(
     client: &Client,
     found: &[Parked],
     dry_run: bool,
-    settings: &Settings,
+    program: &Program<'_>,
 ) -> anyhow::Result<bool> {
+    let settings = program.settings;
+    let overflow: Vec<String> =
+        program.all()?.iter().map(|context| context.names(&settings.topics).overflow_group()).collect();
     let commands: Vec<&Parked> = found.iter().filter(|one| one.letter.kind == "command").collect();
     if commands.is_empty() {
         return Ok(true);
@@ -71,7 +74,8 @@ pub(super) async fn commands(
     one_at_a_time(client).await?;
     let mut done: Vec<i64> = Vec::new();
     for one in &able {
-        if is_there_already(client, one, settings).await? {
+        // From overflow it goes on to a lane, and was never decided: it needs no permit.
+        if !overflow.contains(&one.letter.consumer) && is_there_already(client, one, settings).await? {
             done.push(one.id);
         } else {
             produce(&producer, one)?;
@@ -121,10 +125,6 @@ async fn one_at_a_time(client: &Client) -> anyhow::Result<()> {
 /// Writes the permit of a letter; whether an earlier run that had one has produced the record.
 async fn is_there_already(client: &Client, one: &Parked, settings: &Settings) -> anyhow::Result<bool> {
     let letter = &one.letter;
-    if letter.consumer == install::orders_topics(settings).overflow_group() {
-        // It goes on to a lane from there, and was never decided.
-        return Ok(false);
-    }
     let source = TopicPartition { topic: letter.source_topic.as_str().into(), partition: letter.source_partition };
     let (kafka, place) = (settings.kafka.clone(), source.clone());
     let (first, end) = tokio::task::spawn_blocking(move || Peek::new(&kafka)?.watermarks(&place)).await??;

@@ -9,10 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::events::{Start, spans};
-use super::{Output, WRONG_USAGE, WrongUsage};
+use super::{Output, Program, WRONG_USAGE, WrongUsage};
 use crate::app::install;
 use crate::kafka::topics::{self, TopicSpec};
-use crate::orders::schemas;
 use crate::relay::republish;
 use crate::settings::Settings;
 use crate::store::events::{Span, last_seqs};
@@ -39,23 +38,25 @@ pub(super) struct RepublishArgs {
 }
 
 /// Sends what is committed now. Run again, it goes on behind what the topic holds.
-pub(super) async fn run(args: RepublishArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: RepublishArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let (context, settings) = (program.one()?, program.settings);
     let topic = args.to_topic.as_str();
-    let ours = install::topic_specs(settings);
-    let events_topic = install::orders_topics(settings).events();
+    let ours = install::topic_specs(context, settings);
+    let events_topic = context.names(&settings.topics).events();
     let restores = topic == events_topic;
-    check(&args, settings, restores, ours.iter().any(|spec| spec.name == topic))?;
+    let all = program.app.contexts().iter().flat_map(|one| install::topic_specs(one.as_ref(), settings));
+    check(&args, settings, restores, all.into_iter().any(|spec| spec.name == topic))?;
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
     let destination = destinations::find(&client, &events_topic).await?;
-    let (wanted, codec, cure) = if restores {
+    let (wanted, opened, cure) = if restores {
         let cure = format!("delete {topic} and run this again: it makes the topic and fills it");
         (republish::published(&client, &destination).await?, None, cure)
     } else {
-        let codec = install::orders_codec_unchecked(settings, &client).await?;
+        let opened = context.open(&install::schema_ids(context, settings, &client).await?)?;
         let last = last_seqs(&client, &destination).await?;
         let spans = spans(&args.from, &destination, &last, 0)?;
         let wanted = spans.into_iter().map(|span| Span { upto: last[span.partition as usize], ..span }).collect();
-        (wanted, Some(codec), "name a new topic".to_owned())
+        (wanted, Some(opened), "name a new topic".to_owned())
     };
     let left = match topics::partition_count(&settings.kafka, topic).await? {
         None => wanted,
@@ -83,9 +84,10 @@ pub(super) async fn run(args: RepublishArgs, settings: &Settings) -> anyhow::Res
     topics::apply(&settings.kafka, &spec).await?;
     let bar = progress_bar(events.unsigned_abs());
     let to = (&destination, topic);
-    let sent =
-        republish::run(settings, &client, to, schemas::NAMESPACE, &left, codec.as_ref(), |done| bar.set_position(done))
-            .await;
+    let renew = opened.map(|opened| move |payload: &[u8]| opened.renew(payload));
+    let renew = renew.as_ref().map(|renew| renew as &republish::Renew);
+    let progress = |done| bar.set_position(done);
+    let sent = republish::run(settings, &client, to, context.namespace(), &left, renew, progress).await;
     bar.finish_and_clear();
     print_sent(topic, sent?, left.len(), args.output);
     Ok(ExitCode::SUCCESS)

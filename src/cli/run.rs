@@ -5,27 +5,27 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 
+use super::Program;
 use crate::app::{install, lifecycle, roles};
-use crate::settings::Settings;
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// processor, relay, projection:NAME, projections, api; none = all
+    /// processor, processor:CONTEXT, relay, projection:NAME, projections, api; none = all
     #[arg(value_name = "ROLE")]
     roles: Vec<String>,
 }
 
 /// Runs the roles; 0 after SIGTERM or SIGINT, an error when a role ended by itself.
-pub async fn run(args: RunArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let roles = roles::parse(&args.roles)?;
+pub async fn run(args: RunArgs, Program { app, settings, .. }: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let roles = roles::parse(app, &args.roles)?;
     // Before anything that takes time: a process that is told to stop while it starts stops cleanly.
     let mut lifecycle = lifecycle::Lifecycle::with_signals()?;
-    match lifecycle.unless_signalled(install::ready(settings)).await {
+    match lifecycle.unless_signalled(install::ready(app, settings)).await {
         Some(ready) => ready.context("cannot start")?,
         None => return Ok(ExitCode::SUCCESS),
     }
-    roles::start(&roles, settings, &lifecycle).await?;
+    roles::start(app, &roles, settings, &lifecycle).await?;
     lifecycle.run().await?;
     Ok(ExitCode::SUCCESS)
 }

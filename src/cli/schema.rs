@@ -9,11 +9,10 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{FOUND_FALSE, Output, WrongUsage};
-use crate::app::{asyncapi, install};
+use super::{FOUND_FALSE, Output, Program, WrongUsage};
+use crate::app::asyncapi;
 use crate::avro::registry::{self, RegisteredSchema};
-use crate::avro::{Catalogue, CataloguedSchema, fields, lock};
-use crate::orders::schemas;
+use crate::avro::{Catalogue, CataloguedSchema, Schemas, fields, lock};
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, connect};
 
@@ -32,7 +31,7 @@ enum SchemaVerb {
     List,
     /// Print one definition; the newest version when none is named
     Show {
-        /// Such as OrderPlaced
+        /// As `schema list` names it
         #[arg(value_name = "TYPE")]
         event_type: String,
         /// Such as 2; the newest when none is named
@@ -45,7 +44,7 @@ enum SchemaVerb {
     /// Fields that changed between two versions; with --database, this program's schemas against the
     /// database's (exit code 3 when they differ)
     Diff {
-        /// Such as OrderPlaced; all types when none is named
+        /// A type; all types when none is named
         #[arg(value_name = "TYPE")]
         event_type: Option<String>,
         /// Older version; the one before TO when none is named
@@ -63,12 +62,13 @@ enum SchemaVerb {
 }
 
 /// Lists, shows, checks or compares.
-pub async fn run(args: SchemaArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let catalogue = install::orders_catalogue(settings)?;
+pub async fn run(args: SchemaArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let (context, settings) = (program.one()?, program.settings);
+    let catalogue = context.catalogue(&settings.topics)?;
     match args.verb {
         SchemaVerb::List => list(&catalogue, args.output, settings).await,
         SchemaVerb::Show { event_type, wanted } => show(&catalogue, &event_type, wanted, args.output),
-        SchemaVerb::Check => Ok(check(&catalogue, args.output)),
+        SchemaVerb::Check => Ok(check(&catalogue, context.schemas(), args.output)),
         SchemaVerb::Diff { event_type, database: true, .. } => {
             diff_database(&catalogue, event_type.as_deref(), args.output, settings).await
         }
@@ -76,7 +76,7 @@ pub async fn run(args: SchemaArgs, settings: &Settings) -> anyhow::Result<ExitCo
             diff_versions(&catalogue, event_type.as_deref(), from, to, args.output)
         }
         SchemaVerb::Asyncapi => {
-            print(&format!("{:#}\n", asyncapi::document(settings)?));
+            print(&format!("{:#}\n", asyncapi::document(program.app.name(), context, settings)?));
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -142,8 +142,8 @@ fn show(catalogue: &Catalogue, event_type: &str, version: Option<i16>, output: O
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(catalogue: &Catalogue, output: Output) -> ExitCode {
-    let problems = lock::check(catalogue, &schemas::upcasters(), schemas::LOCK);
+fn check(catalogue: &Catalogue, ours: &Schemas, output: Output) -> ExitCode {
+    let problems = lock::check(catalogue, &(ours.upcasters)(), ours.lock);
     let rows: Vec<_> = problems.iter().map(|problem| json!({"problem": problem.to_string()})).collect();
     match (rows.is_empty(), output) {
         (true, Output::Table) => print(&format!(
@@ -234,12 +234,14 @@ async fn diff_database(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::avro::Published;
 
     #[test]
     fn a_version_is_not_compared_with_itself() {
-        let first: Vec<_> = schemas::PUBLISHED.iter().filter(|one| one.version == 1).copied().collect();
-        let catalogue = Catalogue::new(schemas::EVENTS_TOPIC, schemas::NAMESPACE, &first).unwrap();
-        let diff = |from| diff_versions(&catalogue, Some("OrderPlaced"), from, None, Output::Json).unwrap_err();
+        let definition = r#"{"type":"record","name":"Happened","namespace":"test","fields":[]}"#;
+        let first = Published { event_type: "Happened", version: 1, definition };
+        let catalogue = Catalogue::new("test-events", "test", &[first]).unwrap();
+        let diff = |from| diff_versions(&catalogue, Some("Happened"), from, None, Output::Json).unwrap_err();
         assert!(diff(None).to_string().contains("has version 1 only") && !diff(None).is::<WrongUsage>());
         assert!(diff(Some(1)).is::<WrongUsage>());
     }

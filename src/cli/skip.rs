@@ -7,11 +7,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
+use super::Program;
 use super::projection::{Consent, projectors};
-use crate::app::install;
 use crate::kafka::{Peek, Record, TopicPartition, client, headers, topic_id};
 use crate::projection::checkpoint::{self, Checkpoint};
-use crate::settings::Settings;
 use crate::store::{DatabaseRole, DeadLetter, connect};
 use crate::{processor, projection};
 
@@ -67,14 +66,14 @@ impl Reader {
     }
 }
 
-pub(super) async fn run(args: SkipArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: SkipArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
     let SkipArgs { group, record: place, reason, consent } = args;
     if reason.trim().is_empty() {
         bail!("--reason says nothing; it is what people will read when they find the record");
     }
-    let mut client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
-    let reader = reader(&client, settings, &group, &place).await?;
-    let (kafka, stands_at, wanted) = (settings.kafka.clone(), reader.next_offset(), place.clone());
+    let mut client = connect::connect(&program.settings.database, &DatabaseRole::Owner).await?;
+    let reader = reader(&client, program, &group, &place).await?;
+    let (kafka, stands_at, wanted) = (program.settings.kafka.clone(), reader.next_offset(), place.clone());
     let (record, topic_id) = tokio::task::spawn_blocking(move || look(&kafka, &wanted, stands_at)).await??;
     if let Reader::Projection { held, .. } = &reader
         && let Some(seq) = headers::seq_of(&record).filter(|seq| *seq > held.seq + 1)
@@ -112,14 +111,15 @@ pub(super) async fn run(args: SkipArgs, settings: &Settings) -> anyhow::Result<E
 
 async fn reader(
     client: &tokio_postgres::Client,
-    settings: &Settings,
+    program: &Program<'_>,
     group: &str,
     place: &Place,
 ) -> anyhow::Result<Reader> {
-    let names = install::orders_topics(settings);
     let Place { topic, partition, .. } = place;
     let never = || format!("{group} has never held partition {partition} of {topic}");
-    if let Some(lane) = (0..names.lanes().len()).find(|lane| names.processor_group(*lane) == group) {
+    let names: Vec<_> = program.all()?.iter().map(|context| context.names(&program.settings.topics)).collect();
+    let mut lanes = names.iter().flat_map(|names| (0..names.lanes().len()).map(move |lane| (names, lane)));
+    if let Some((names, lane)) = lanes.find(|(names, lane)| names.processor_group(*lane) == group) {
         if names.lanes()[lane] != *topic {
             bail!("{group} reads {}, not {topic}", names.lanes()[lane]);
         }
@@ -127,20 +127,18 @@ async fn reader(
         let (next_offset, epoch) = position.with_context(never)?;
         return Ok(Reader::Processor { next_offset, epoch });
     }
-    for projector in projectors(settings).await? {
-        if projector.group == group {
-            if projector.topic != *topic {
-                bail!("{group} reads {}, not {topic}", projector.topic);
+    for projector in projectors(program).await? {
+        if projector.group() == group {
+            if projector.topic() != *topic {
+                bail!("{group} reads {}, not {topic}", projector.topic());
             }
             let rows = checkpoint::load(client, projector.name(), projection::LIVE).await?;
             let held = rows.into_iter().find(|row| row.partition == *partition).with_context(never)?;
             return Ok(Reader::Projection { name: projector.name(), held });
         }
     }
-    bail!(
-        "no consumer group {group} is known: it is {} or that of another lane or projection",
-        names.processor_group(1)
-    )
+    let known: Vec<String> = names.iter().map(|names| names.processor_group(1)).collect();
+    bail!("no consumer group {group} is known: it is {} or that of another lane or projection", known.join(", "))
 }
 
 /// The record, if it is the one that a reader at `stands_at` meets next, and its topic's id.

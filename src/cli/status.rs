@@ -7,11 +7,10 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{FOUND_FALSE, Output};
-use crate::app::install;
+use super::{FOUND_FALSE, Output, Program};
+use crate::app::App;
+use crate::engine::ReadModel;
 use crate::health::PartitionState;
-use crate::orders;
-use crate::settings::Settings;
 use crate::status::{self, Live, PAUSED, PartitionRow, Projected, Report, Subject, UNKNOWN};
 
 /// Arguments of `status`.
@@ -25,21 +24,26 @@ pub struct StatusArgs {
 }
 
 /// Asks everybody, prints what they said, and tells by the exit code whether a person is needed.
-pub async fn run(args: StatusArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let names = install::orders_topics(settings);
-    let projected = |projection: std::sync::Arc<dyn crate::engine::Projection<Event = _>>| {
-        let model = projection.read_model();
-        Projected { name: model.name.to_owned(), topic: names.events(), version: model.version }
-    };
+pub async fn run(args: StatusArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let (contexts, settings) = (program.all()?, program.settings);
+    let projections = contexts.iter().flat_map(|context| {
+        let topic = context.names(&settings.topics).events();
+        let projected = move |model: ReadModel| Projected {
+            name: model.name.to_owned(),
+            topic: topic.clone(),
+            version: model.version,
+        };
+        context.read_models().into_iter().map(projected)
+    });
     let report = status::report(&Subject {
         settings: settings.clone(),
-        projections: orders::projections::all().into_iter().map(projected).collect(),
-        contexts: vec![names.clone()],
+        projections: projections.collect(),
+        contexts: contexts.iter().map(|context| context.names(&settings.topics)).collect(),
         stalled_after: Duration::from_secs(args.stalled_after),
     })
     .await;
     let text = match args.output {
-        Output::Table => screen(&report),
+        Output::Table => screen(&report, program.app),
         Output::Json => format!("{}\n", serde_json::to_string_pretty(&report)?),
         Output::Ndjson => format!("{}\n", serde_json::to_string(&report)?),
     };
@@ -48,7 +52,7 @@ pub async fn run(args: StatusArgs, settings: &Settings) -> anyhow::Result<ExitCo
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(FOUND_FALSE) })
 }
 
-fn screen(report: &Report) -> String {
+fn screen(report: &Report, app: &App) -> String {
     let mut text = String::new();
     let mut section = |columns: &[&str], rows: Vec<Value>| {
         if !rows.is_empty() {
@@ -58,7 +62,7 @@ fn screen(report: &Report) -> String {
     };
     let process = |live: &Live, seen: &str| {
         let owns: Vec<String> = live.owns.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        json!({"process": format!("{}:{}", live.host, live.pid), "seen": seen, "roles": roles(&live.roles),
+        json!({"process": format!("{}:{}", live.host, live.pid), "seen": seen, "roles": roles(app, &live.roles),
                "owns": if owns.is_empty() { Value::Null } else { owns.join(", ").into() }, "admin": live.admin,
                "version": live.version})
     };
@@ -118,9 +122,8 @@ fn notable(partitions: &[PartitionRow]) -> Vec<Value> {
 }
 
 /// `projections` for all of them, as `throughline run` takes it.
-fn roles(roles: &[String]) -> String {
-    let all: Vec<String> =
-        crate::app::roles::projection_names().iter().map(|name| format!("projection:{name}")).collect();
+fn roles(app: &App, roles: &[String]) -> String {
+    let all: Vec<String> = app.read_models().iter().map(|model| format!("projection:{}", model.name)).collect();
     if !all.iter().all(|one| roles.contains(one)) {
         return roles.join(" ");
     }

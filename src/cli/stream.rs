@@ -9,12 +9,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Output, event_json, json_diff};
-use crate::app::install;
+use super::{Output, Program, event_json, json_diff};
+use crate::app::{Opened, install};
+use crate::engine::destination_partition;
 use crate::engine::ids::parse_id;
-use crate::engine::{Aggregate, BoundedContext, EventCodec, destination_partition};
-use crate::orders::OrdersContext;
-use crate::settings::Settings;
 use crate::store::events::{self, StoredEvent};
 use crate::store::{DatabaseRole, connect, destinations};
 
@@ -37,7 +35,7 @@ fn time(text: &str) -> Result<Timestamp, String> {
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The stream: an order id
+    /// The id of the stream
     #[arg(value_name = "STREAM_ID", value_parser = parse_id)]
     id: Uuid,
     /// The state as of this version
@@ -55,18 +53,19 @@ struct ShowArgs {
 }
 
 /// Shows one stream.
-pub async fn run(args: StreamArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn run(args: StreamArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
     let StreamVerb::Show(args) = args.verb;
+    let (context, settings) = (program.one()?, program.settings);
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
-    let codec = install::orders_codec_unchecked(settings, &client).await?;
-    let destination = destinations::find(&client, &install::orders_topics(settings).events()).await?;
+    let opened = context.open(&install::schema_ids(context, settings, &client).await?)?;
+    let destination = destinations::find(&client, &context.names(&settings.topics).events()).await?;
     let partition = destination_partition(args.id, destination.partitions);
     let all = events::of_stream(&client, &destination, partition, args.id).await?;
     let shown = until(&all, &args)?;
-    let steps = fold::<OrdersContext>(&codec, shown)?;
+    let steps = fold(opened.as_ref(), context.stream_id_field(), shown)?;
     let text = match args.output {
         Output::Table => text(&steps, args.diff),
-        Output::Json => format!("{:#}\n", whole(&steps, &args)),
+        Output::Json => format!("{:#}\n", whole(&steps, context.stream_id_field(), &args)),
         Output::Ndjson => steps.iter().map(|step| format!("{}\n", step.line(args.diff))).collect(),
     };
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
@@ -110,28 +109,23 @@ impl Step {
     }
 }
 
-fn fold<C: BoundedContext>(codec: &C::Codec, events: &[StoredEvent]) -> anyhow::Result<Vec<Step>> {
-    let mut aggregate = C::Aggregate::default();
-    let mut before = C::describe_state(&aggregate);
+fn fold(opened: &dyn Opened, stream_id_field: &str, events: &[StoredEvent]) -> anyhow::Result<Vec<Step>> {
+    let mut stream = opened.fold();
+    let mut before = stream.state();
     let mut steps = Vec::new();
     for stored in events {
-        let event = codec.decode(&stored.payload).with_context(|| {
+        let event = stream.evolve(&stored.payload).with_context(|| {
             format!("version {} (partition {}, seq {}) cannot be read", stored.version, stored.partition, stored.seq)
         })?;
-        aggregate.evolve(&event);
-        let state = C::describe_state(&aggregate);
+        let state = stream.state();
         let changes = json_diff::differences(&before, &state);
-        steps.push(Step {
-            event: event_json::row::<C>(stored, C::describe_event(&event)),
-            state: state.clone(),
-            changes,
-        });
+        steps.push(Step { event: event_json::row(stored, stream_id_field, event), state: state.clone(), changes });
         before = state;
     }
     Ok(steps)
 }
 
-fn whole(steps: &[Step], args: &ShowArgs) -> Value {
+fn whole(steps: &[Step], stream_id_field: &str, args: &ShowArgs) -> Value {
     let events: Vec<Value> = steps
         .iter()
         .map(|step| {
@@ -148,7 +142,7 @@ fn whole(steps: &[Step], args: &ShowArgs) -> Value {
         "events": events,
         "state": last.map(|step| &step.state),
     });
-    whole[OrdersContext::STREAM_ID_FIELD] = json!(args.id);
+    whole[stream_id_field] = json!(args.id);
     whole
 }
 

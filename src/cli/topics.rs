@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{FOUND_FALSE, Output};
+use super::{FOUND_FALSE, Output, Program};
 use crate::app::install;
 use crate::kafka::topics;
-use crate::settings::Settings;
 
 /// Arguments of `topics`.
 #[derive(Debug, Args)]
@@ -28,10 +27,14 @@ enum TopicsVerb {
 }
 
 /// Applies or checks; prints one row a topic.
-pub async fn run(args: TopicsArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    // Before there is a store, the settings say what it will have.
-    let settings = &install::with_stored_partitions(settings).await.unwrap_or_else(|_| settings.clone());
-    let specs = install::topic_specs(settings);
+pub async fn run(args: TopicsArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let settings = program.settings;
+    let mut specs = Vec::new();
+    for context in program.all()? {
+        // Before there is a store, the settings say what it will have.
+        let stored = install::with_stored_partitions(context, settings).await;
+        specs.extend(install::topic_specs(context, stored.as_ref().unwrap_or(settings)));
+    }
     let created = match args.verb {
         TopicsVerb::Apply => topics::apply(&settings.kafka, &specs).await?,
         TopicsVerb::Check => Vec::new(),

@@ -5,17 +5,20 @@ use uuid::Uuid;
 use super::aggregate::Aggregate;
 use super::command::{Command, InvalidCommand};
 
-/// Everything the loops need to know of a context; `orders` is the reference.
+/// Everything the loops need to know of a context.
 pub trait BoundedContext: Send + Sync + 'static {
     /// The aggregate of the context.
     type Aggregate: Aggregate;
     /// Its event encoding.
     type Codec: EventCodec<Event = <Self::Aggregate as Aggregate>::Event>;
 
-    /// Prefix of its topics and consumer groups: `orders` gives `orders-commands`, `orders-events`.
+    /// Prefix of its topics and consumer groups: `bank` gives `bank-commands`, `bank-events`.
     const NAME: &'static str;
 
-    /// What its public JSON calls the stream id, such as `orderId`.
+    /// Name space of its events' types: a company's or product's own and the context, such as `acme.bank`.
+    const NAMESPACE: &'static str;
+
+    /// What its public JSON calls the stream id, such as `accountId`.
     const STREAM_ID_FIELD: &'static str = "streamId";
 
     /// Turns the value of a commands record (JSON) into a command: shape, bounds and sizes are
@@ -52,7 +55,7 @@ pub trait EventCodec: Send + Sync + 'static {
 /// The stored and published form of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
-    /// Type name without name space, such as `OrderPlaced`.
+    /// Type name without name space, such as `Deposited`.
     pub event_type: &'static str,
     /// Schema version, from 1.
     pub schema_version: i16,

@@ -89,7 +89,7 @@ impl<P> Batch<P> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::decide_tests::{batch_of, place};
+    use super::super::decide_tests::{batch_of, open};
     use uuid::Uuid;
 
     #[test]
@@ -97,10 +97,10 @@ mod tests {
         let id = Uuid::from_u128;
         // Partition 0 at offsets 0 to 2, partition 1 at offset 0.
         let batch = batch_of(&[
-            (0, place(id(1), id(11))),
-            (1, place(id(2), id(12))),
-            (0, place(id(3), id(13))),
-            (0, place(id(4), id(14))),
+            (0, open(id(1), id(11))),
+            (1, open(id(2), id(12))),
+            (0, open(id(3), id(13))),
+            (0, open(id(4), id(14))),
         ]);
         let span = |source: &super::Source| (source.expected, source.next);
         assert_eq!(batch.sources.iter().map(span).collect::<Vec<_>>(), [(0, 3), (0, 1)]);
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn apart_each_source_moves_alone() {
         let id = Uuid::from_u128;
-        let batch = batch_of(&[(0, place(id(1), id(11))), (1, place(id(2), id(12))), (0, place(id(3), id(13)))]);
+        let batch = batch_of(&[(0, open(id(1), id(11))), (1, open(id(2), id(12))), (0, open(id(3), id(13)))]);
         let parts = batch.apart();
         assert_eq!(parts.len(), 2);
         for (index, (part, commands)) in parts.iter().zip([2, 1]).enumerate() {

@@ -6,6 +6,8 @@
 //! outbox rows with their dense sequence numbers. So whatever is killed, paused or redelivered, a
 //! command has one effect. PostgreSQL is authoritative; Kafka's offsets follow for people and tools.
 
+#[cfg(test)]
+mod account;
 mod append;
 mod backlog;
 mod batch;
@@ -97,7 +99,7 @@ struct Scope<C: BoundedContext> {
     /// Consumer groups by lane.
     groups: Vec<String>,
     codec: Arc<C::Codec>,
-    /// `throughline.orders.`
+    /// Such as `acme.bank.`
     type_prefix: String,
     /// Of an event's value.
     event_bytes_max: usize,
@@ -142,7 +144,7 @@ async fn serve<C: BoundedContext>(
     shutdown: CancellationToken,
 ) -> Result<(), ProcessorError> {
     let heartbeats: Vec<Heartbeat> = (0..settings.processor.workers.max(1))
-        .map(|index| health.register(format!("processor worker {index}")))
+        .map(|index| health.register(format!("processor {} worker {index}", C::NAME)))
         .collect();
     let names = TopicNames::new(C::NAME, &settings.topics);
     let database = Database::new(&settings.database, &DatabaseRole::Writer)?;
@@ -154,7 +156,7 @@ async fn serve<C: BoundedContext>(
         results,
         groups: (0..lanes::LANES).map(|lane| names.processor_group(lane)).collect(),
         codec,
-        type_prefix: format!("throughline.{}.", C::NAME),
+        type_prefix: format!("{}.", C::NAMESPACE),
         event_bytes_max: settings.topics.event_bytes_max as usize,
         topic_ids: Arc::default(),
     });

@@ -24,6 +24,7 @@
 //!
 //! This room knows no context of ours: events come as a type parameter with their codec.
 
+mod any;
 mod apply;
 pub mod checkpoint;
 mod claim;
@@ -50,6 +51,7 @@ mod transact;
 
 use std::sync::Arc;
 
+pub use any::AnyProjector;
 pub use claim::TopicView;
 pub use driver::Driver;
 pub use install::{Installed, install};

@@ -17,7 +17,7 @@ use super::partition::Start;
 use super::publisher::{Acknowledged, Handed, Outgoing, Publisher};
 use super::reader::source_of;
 use super::tail::{self, Tail, TailRequest};
-use crate::engine::EventCodec;
+use crate::engine::{Encoded, UndecodableEvent};
 use crate::kafka::headers::Envelope;
 use crate::kafka::{KafkaError, TopicPartition};
 use crate::settings::Settings;
@@ -110,16 +110,19 @@ pub async fn plan(settings: &Settings, topic: &str, wanted: &[Span], cure: &str)
     Ok(spans)
 }
 
+/// Makes the newest version of a stored event.
+pub type Renew = dyn Fn(&[u8]) -> Result<Encoded, UndecodableEvent> + Send + Sync;
+
 /// Sends `spans` to `topic`; returns how many records Kafka acknowledged. `progress` is told that
-/// number now and then. `namespace` goes before event types, such as `throughline.orders`. Without a
-/// `codec` values go as they are stored, and else in the newest versions.
-pub async fn run<C: EventCodec>(
+/// number now and then. `namespace` goes before event types, such as `acme.bank`. Values go as they are stored,
+/// or as `renew` makes them: in the newest versions.
+pub async fn run(
     settings: &Settings,
     client: &Client,
     (destination, topic): (&Destination, &str),
     namespace: &str,
     spans: &[Span],
-    codec: Option<&C>,
+    renew: Option<&Renew>,
     progress: impl FnMut(u64),
 ) -> Result<u64, RepublishError> {
     lock(client, topic).await?;
@@ -133,7 +136,7 @@ pub async fn run<C: EventCodec>(
         (span.partition, (target, Acknowledged::new(start), span.after))
     });
     let mut sending = Sending { settings, namespace, publisher, notify, lanes: lanes.collect(), progress };
-    let outcome = sending.all(client, History::new(destination, spans, PAGE.0, PAGE.1), codec).await;
+    let outcome = sending.all(client, History::new(destination, spans, PAGE.0, PAGE.1), renew).await;
     let done = sending.done();
     // Ending the producer blocks, and tells best what it failed from.
     let publisher = sending.publisher;
@@ -168,11 +171,11 @@ struct Sending<'a, P> {
 
 impl<P: FnMut(u64)> Sending<'_, P> {
     /// Ok when everything was acknowledged, or the publisher failed and tells why itself.
-    async fn all<C: EventCodec>(
+    async fn all(
         &mut self,
         client: &Client,
         mut history: History,
-        codec: Option<&C>,
+        renew: Option<&Renew>,
     ) -> Result<(), RepublishError> {
         loop {
             let events = history.next(client).await?;
@@ -180,7 +183,7 @@ impl<P: FnMut(u64)> Sending<'_, P> {
                 break;
             }
             for event in &events {
-                if !self.send(event, codec).await? {
+                if !self.send(event, renew).await? {
                     return Ok(());
                 }
                 crate::crash_point!("republish.after_hand_over");
@@ -207,18 +210,13 @@ impl<P: FnMut(u64)> Sending<'_, P> {
     }
 
     /// False when the publisher failed.
-    async fn send<C: EventCodec>(&mut self, stored: &StoredEvent, codec: Option<&C>) -> Result<bool, RepublishError> {
-        let unreadable = |error: crate::engine::UndecodableEvent| RepublishError::Event {
+    async fn send(&mut self, stored: &StoredEvent, renew: Option<&Renew>) -> Result<bool, RepublishError> {
+        let unreadable = |error: UndecodableEvent| RepublishError::Event {
             partition: stored.partition,
             seq: stored.seq,
             reason: error.to_string(),
         };
-        let newest = match codec {
-            Some(codec) => {
-                Some(codec.decode(&stored.payload).and_then(|event| codec.encode(&event)).map_err(unreadable)?)
-            }
-            None => None,
-        };
+        let newest = renew.map(|renew| renew(&stored.payload).map_err(unreadable)).transpose()?;
         // What is in the newest version already goes byte for byte.
         let newest = newest.filter(|newest| newest.schema_version != stored.schema_version);
         let (value, schema_version) = match &newest {

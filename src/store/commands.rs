@@ -36,12 +36,11 @@ impl Outcome {
         (!self.stream_id.is_nil()).then_some(self.stream_id)
     }
 
-    /// The public form: the answer of `GET /api/commands/{id}` and the value on the results topic.
-    pub fn to_json(&self) -> serde_json::Value {
+    /// The public form, as on the results topic; the context says what it calls the id of a stream.
+    pub fn to_json(&self, stream_id_field: &str) -> serde_json::Value {
         let position = self.seq.map(|seq| serde_json::json!({"partition": self.partition, "seq": seq}));
-        serde_json::json!({
+        let mut json = serde_json::json!({
             "commandId": self.command_id,
-            "orderId": self.stream(),
             "status": if self.accepted { "accepted" } else { "refused" },
             "code": self.code,
             "reason": self.reason,
@@ -49,7 +48,9 @@ impl Outcome {
             "position": position,
             "correlationId": self.correlation_id,
             "decidedAt": self.decided_at.to_string(),
-        })
+        });
+        json[stream_id_field] = serde_json::json!(self.stream());
+        json
     }
 }
 

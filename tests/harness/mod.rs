@@ -81,14 +81,14 @@ impl Harness {
 
     /// Installs schema and topics.
     pub async fn install(&self) {
-        install::apply_database(&self.settings).await.expect("apply the database");
+        install::apply_database(&reference::app(), &self.settings).await.expect("apply the database");
         let specs = topics::specs(&self.names(), &self.settings.topics);
         topics::apply(&self.settings.kafka, &specs).await.expect("apply the topics");
     }
 
     /// Names of the orders context under this test's prefix.
     pub fn names(&self) -> TopicNames {
-        install::orders_topics(&self.settings)
+        TopicNames::new("orders", &self.settings.topics)
     }
 
     /// A superuser connection to this test's database.

@@ -161,7 +161,8 @@ async fn a_body_that_trickles_is_given_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_handshakes_that_do_not_end_keep_nobody_out() {
     let mut harness = harness("http_handshakes").await;
-    let file = |name: &str| Some(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/tls").join(name));
+    let file =
+        |name: &str| Some(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/http/tls").join(name));
     harness.settings.http.tls_certificate_file = file("localhost.crt");
     harness.settings.http.tls_key_file = file("localhost.key");
     let server = Server::start(&harness, &["api"]).await;

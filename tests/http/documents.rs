@@ -136,7 +136,8 @@ async fn keys_open_what_they_are_for_and_the_principal_goes_with_the_command() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_makes_it_https() {
     let mut harness = Harness::bare("http_tls").await;
-    let file = |name: &str| Some(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/tls").join(name));
+    let file =
+        |name: &str| Some(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/http/tls").join(name));
     harness.settings.http.tls_certificate_file = file("localhost.crt");
     harness.settings.http.tls_key_file = file("localhost.key");
     harness.install().await;
@@ -155,8 +156,9 @@ async fn nobody_listens_beyond_loopback_unasked() {
     settings.http.listen = ([0, 0, 0, 0], free_address().port()).into();
     settings.http.admin_listen = free_address();
     let lifecycle = throughline::app::lifecycle::Lifecycle::embedded();
-    let roles = throughline::app::roles::parse(&["api".to_owned()]).unwrap();
-    let error = throughline::app::roles::start(&roles, &settings, &lifecycle).await.unwrap_err().to_string();
+    let roles = throughline::app::roles::parse(&reference::app(), &["api".to_owned()]).unwrap();
+    let error =
+        throughline::app::roles::start(&reference::app(), &roles, &settings, &lifecycle).await.unwrap_err().to_string();
     assert!(error.contains("no authentication is configured"), "{error}");
 }
 

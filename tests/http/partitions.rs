@@ -151,9 +151,11 @@ async fn topics_that_grow_are_read_and_told() {
     server.stop().await;
 
     // The next start finds nothing wrong; what is more than wanted is told.
-    install::ready(&harness.settings).await.expect("ready");
+    install::ready(&reference::app(), &harness.settings).await.expect("ready");
     let found =
-        topics::check(&harness.settings.kafka, &install::topic_specs(&harness.settings)).await.expect("checked");
+        topics::check(&harness.settings.kafka, &install::topic_specs(&reference::orders::context(), &harness.settings))
+            .await
+            .expect("checked");
     assert!(found.len() == 6 && found.iter().all(|one| one.is_note), "{found:?}");
     let server = Server::whole(&harness).await;
     eventually("the first order is paid", || async {
@@ -165,9 +167,16 @@ async fn topics_that_grow_are_read_and_told() {
     let mut settings = harness.settings.clone();
     // Another number of destinations than the store's is none.
     settings.topics.event_partitions = 9;
-    install::ready(&settings).await.expect("the store's number counts");
-    assert_eq!(install::with_stored_partitions(&settings).await.expect("stored").topics.event_partitions, 6);
+    install::ready(&reference::app(), &settings).await.expect("the store's number counts");
+    assert_eq!(
+        install::with_stored_partitions(&reference::orders::context(), &settings)
+            .await
+            .expect("stored")
+            .topics
+            .event_partitions,
+        6
+    );
     settings.topics.command_partitions = 12;
-    let refused = install::ready(&settings).await.expect_err("fewer than wanted").to_string();
+    let refused = install::ready(&reference::app(), &settings).await.expect_err("fewer than wanted").to_string();
     assert!(refused.contains("--partitions 12"), "{refused}");
 }

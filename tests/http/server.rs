@@ -40,10 +40,10 @@ impl Server {
         let base = format!("{scheme}://{}", settings.http.listen);
         let admin = format!("http://{}", settings.http.admin_listen);
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let roles: BTreeSet<_> = roles::parse(&names).expect("roles");
+        let roles: BTreeSet<_> = roles::parse(&reference::app(), &names).expect("roles");
         let lifecycle = Lifecycle::embedded();
         let shutdown = lifecycle.shutdown();
-        roles::start(&roles, &settings, &lifecycle).await.expect("the roles start");
+        roles::start(&reference::app(), &roles, &settings, &lifecycle).await.expect("the roles start");
         let task = tokio::spawn(lifecycle.run());
         // Another test of this program may have installed it already.
         drop(rustls::crypto::ring::default_provider().install_default());

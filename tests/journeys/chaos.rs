@@ -9,12 +9,12 @@ use rand::{RngExt as _, SeedableRng as _};
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use reference::orders::OrdersCodec;
+use reference::orders::OrdersContext;
+use reference::orders::domain::{Order, OrderEvent};
 use serde_json::json;
-use throughline::app::install;
 use throughline::engine::{Aggregate as _, BoundedContext as _, EventCodec as _};
 use throughline::kafka::client;
-use throughline::orders::OrdersContext;
-use throughline::orders::domain::{Order, OrderEvent};
 use uuid::Uuid;
 
 use crate::harness::{Harness, eventually};
@@ -192,7 +192,7 @@ async fn check(
     assert_eq!(outcomes.len(), ids.len(), "exactly one outcome an id");
     assert_eq!(outcomes.into_iter().collect::<HashSet<_>>(), *ids);
 
-    let codec = install::orders_codec(&harness.settings).await.expect("a codec");
+    let codec = OrdersCodec::installed(&harness.settings).await.expect("a codec");
     let rows = client
         .query("select stream_id, version, payload from throughline.events order by stream_id, version", &[])
         .await

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use reference::orders::OrdersCodec;
 use serde_json::{Value, json};
-use throughline::app::install;
 use throughline::engine::{EventCodec as _, destination_partition};
 use throughline::kafka::topics;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -271,7 +271,7 @@ async fn assert_same_history(harness: &Harness, client: &Client, target: &str, o
     let stored = client.query(statement, &[]).await.expect("events");
     let records = records_on(harness, target);
     assert_eq!(records.len(), stored.len());
-    let codec = install::orders_codec(&harness.settings).await.expect("a codec");
+    let codec = OrdersCodec::installed(&harness.settings).await.expect("a codec");
     let newest: i32 = client
         .query_one("select id from throughline.schemas where event_type = 'OrderPlaced' and version = 3", &[])
         .await

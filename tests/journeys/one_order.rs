@@ -3,13 +3,13 @@
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Headers as _;
+use reference::orders::OrdersCodec;
+use reference::orders::domain::OrderEvent;
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::process::Stdio;
-use throughline::app::install;
 use throughline::engine::{EventCodec as _, destination_partition};
 use throughline::kafka::client;
-use throughline::orders::domain::OrderEvent;
 use uuid::Uuid;
 
 use crate::harness::{Harness, eventually};
@@ -143,7 +143,7 @@ async fn assert_event_record(harness: &Harness, order: Uuid, command_id: Uuid) {
     for name in ["ce_id", "ce_source", "ce_time", "schema-version"] {
         assert!(header(name).is_some_and(|value| !value.is_empty()), "header {name}");
     }
-    let codec = install::orders_codec(&harness.settings).await.expect("a codec");
+    let codec = OrdersCodec::installed(&harness.settings).await.expect("a codec");
     match codec.decode(value).expect("the value decodes") {
         OrderEvent::OrderPlaced(placed) => assert_eq!(placed.order_id, order),
         other => panic!("not an OrderPlaced: {other:?}"),

@@ -10,7 +10,7 @@ const INSTALL_WAIT: Duration = Duration::from_secs(300);
 
 /// Scripts and lists of packages.
 pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python")
 }
 
 /// What a command that must succeed printed.

@@ -9,7 +9,7 @@ use crate::process::{Process, command};
 
 /// The fenced `sh` block of the README that contains `marker`.
 fn block(marker: &str) -> String {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).expect("README.md");
     let blocks: Vec<&str> = readme
         .split("```sh\n")
         .skip(1)

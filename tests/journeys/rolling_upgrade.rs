@@ -1,9 +1,9 @@
 //! A rolling upgrade: a new writer beside old readers. The old ones never guess what they do not
 //! know; the new one reads everything. And events of long ago, put into the store by hand.
 
+use reference::orders::schemas;
 use throughline::avro::{Catalogue, Codec, Published, SchemaIds, Upcasters, ids};
 use throughline::engine::destination_partition;
-use throughline::orders::schemas;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use crate::process::{Process, command, ended};
 
 /// The golden datum of a type and version, about the order `order`, framed with `id`.
 pub fn golden(name: &str, id: i32, order: Uuid) -> Vec<u8> {
-    let path = format!("{}/tests/golden/orders/{name}.hex", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/../../tests/golden/orders/{name}.hex", env!("CARGO_MANIFEST_DIR"));
     let hex: Vec<u8> = std::fs::read(path).expect("golden bytes").into_iter().filter(u8::is_ascii_hexdigit).collect();
     let digit = |byte: u8| (byte as char).to_digit(16).expect("a hex digit") as u8;
     let datum: Vec<u8> = hex.chunks_exact(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect();

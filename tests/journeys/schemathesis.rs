@@ -23,7 +23,7 @@ async fn no_request_is_answered_but_as_the_document_says() {
     let document = format!("{}/openapi.json", roles.http_url().await);
     let mut run = Command::new(programs("schemathesis.txt").await.join("st"));
     run.arg("--config-file")
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemathesis.toml"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/schemathesis.toml"))
         .args(["run", &document, "--checks", "all", "--wait-for-schema", "30", "--seed", "1"])
         .args(["--max-examples", &scale("THROUGHLINE_EXAMPLES", 35).to_string()])
         .env("SCHEMATHESIS_HOOKS", "schemathesis_checks")

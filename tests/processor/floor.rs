@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use reference::orders::OrdersCodec;
+use reference::orders::OrdersContext;
 use serde_json::{Value, json};
-use throughline::app::install;
 use throughline::engine::BoundedContext;
 use throughline::health::Health;
 use throughline::kafka::client;
-use throughline::orders::OrdersContext;
 use throughline::processor::{self, ProcessorError};
 use throughline::settings::Settings;
 use throughline::store::commands::{Outcome, outcomes};
@@ -30,7 +30,7 @@ pub struct Running {
 impl Running {
     /// Starts one with `settings`.
     pub async fn start(settings: &Settings) -> Self {
-        let codec = install::orders_codec(settings).await.expect("codec");
+        let codec = OrdersCodec::installed(settings).await.expect("codec");
         Self::start_as::<OrdersContext>(settings, codec)
     }
 

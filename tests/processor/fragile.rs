@@ -80,6 +80,7 @@ impl BoundedContext for FragileContext {
     type Aggregate = Fragile;
     type Codec = FragileCodec;
     const NAME: &'static str = "orders";
+    const NAMESPACE: &'static str = "throughline.orders";
 
     fn parse_command(value: &[u8], fallback_id: Uuid) -> Result<Command<Ask>, InvalidCommand> {
         let invalid =

@@ -11,14 +11,13 @@ use jiff::Timestamp;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
-use throughline::app::install;
+use reference::orders::domain::OrderEvent;
+use reference::orders::{OrdersCodec, projections, schemas};
 use throughline::engine::{EventCodec, Projection, destination_partition};
 use throughline::health::Health;
 use throughline::kafka::headers::Envelope;
 use throughline::kafka::topics::{self, TopicNames};
 use throughline::kafka::{client, headers};
-use throughline::orders::domain::OrderEvent;
-use throughline::orders::{OrdersCodec, projections};
 use throughline::projection::{self, Projector};
 use throughline::settings::Settings;
 use throughline::store::{self, DatabaseRole};
@@ -120,7 +119,7 @@ impl Bed {
         for one in projections::all() {
             projection::install(&mut owner, one.read_model()).await.expect("installs");
         }
-        let catalogue = install::orders_catalogue(&settings).expect("the schemas are sound");
+        let catalogue = schemas::catalogue().expect("the schemas are sound").of_topic(names.events());
         let ids = throughline::avro::ids::register(&owner, &catalogue).await.expect("registers schemas");
         Self {
             producer: client::producer(&settings.kafka, 1).create().expect("a producer"),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use reference::orders::domain::OrderEvent;
 use throughline::engine::{Applied, Projection, ReadModel, Recorded};
 use throughline::health::{PartitionState, Patience};
-use throughline::orders::domain::OrderEvent;
 use throughline::settings::{FailurePolicy, Settings};
 use tokio_postgres::Transaction;
 use uuid::Uuid;

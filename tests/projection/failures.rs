@@ -126,7 +126,7 @@ async fn later_events_of_a_parked_key_are_parked_after_a_restart_too() {
     let events = lives(23, 60);
     let (head, tail) = events.split_at(events.len() / 2);
     bed.append(head).await;
-    let late = head.iter().map(throughline::orders::domain::OrderEvent::order_id);
+    let late = head.iter().map(reference::orders::domain::OrderEvent::order_id);
     let stream = late
         .filter(|id| head.iter().filter(|e| e.order_id() == *id).count() >= 2)
         .find(|id| tail.iter().any(|e| e.order_id() == *id))

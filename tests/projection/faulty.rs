@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use reference::orders::domain::OrderEvent;
 use throughline::engine::{Applied, Projection, ProjectionError, ReadModel, Recorded};
-use throughline::orders::domain::OrderEvent;
 use tokio_postgres::Transaction;
 use uuid::Uuid;
 

@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::tz::TimeZone;
+use reference::orders::domain::OrderEvent;
 use rust_decimal::Decimal;
 use throughline::engine::EventCodec as _;
-use throughline::orders::domain::OrderEvent;
 use uuid::Uuid;
 
 use super::bed::{Bed, Stored};

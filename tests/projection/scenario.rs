@@ -1,10 +1,10 @@
 //! Lives of orders, decided by the aggregate itself, interleaved, from a seed.
 
-use throughline::engine::Aggregate as _;
-use throughline::orders::domain::{
+use reference::orders::domain::{
     CancelOrder, Currency, Money, Order, OrderCommand, OrderEvent, OrderedItem, PlaceOrder, Quantity, RecordPayment,
     ShipOrder, UnitPrice,
 };
+use throughline::engine::Aggregate as _;
 use uuid::Uuid;
 
 /// A small, seeded sequence of numbers.

@@ -54,7 +54,7 @@ impl Sick {
         Self { bed, stream, broken, projection }
     }
 
-    fn projector(&self) -> Projector<throughline::orders::domain::OrderEvent> {
+    fn projector(&self) -> Projector<reference::orders::domain::OrderEvent> {
         let (settings, codec) = (self.bed.settings.clone(), self.bed.codec.clone());
         Projector::new(settings, &self.bed.names, self.projection.clone(), codec)
     }

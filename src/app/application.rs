@@ -1,0 +1,115 @@
+//! The application: its name, and the contexts that it hosts. All the rest follows from these.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::context::{Context, Hosted};
+use crate::engine::{BoundedContext, ReadModel};
+
+/// An application of bounded contexts: what `main` builds, and everything else is given.
+///
+/// ```no_run
+/// fn main() -> std::process::ExitCode {
+///     throughline::App::new("acme").main()
+/// }
+/// ```
+#[derive(Clone)]
+pub struct App {
+    name: &'static str,
+    contexts: Vec<Arc<dyn Hosted>>,
+}
+
+/// Two contexts cannot live in one application, or one asked for is not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct AppError(String);
+
+impl App {
+    /// An application without a context. `name` is a company's or a product's: the title of its documents.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, contexts: Vec::new() }
+    }
+
+    /// Hosts `context`.
+    #[must_use]
+    pub fn context<C: BoundedContext>(mut self, context: Context<C>) -> Self {
+        self.contexts.push(Arc::new(context));
+        self
+    }
+
+    /// Runs the command line of the application and returns its exit code: every role, and every command.
+    pub fn main(self) -> ExitCode {
+        crate::cli::main(self)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Its contexts, as they were registered.
+    pub fn contexts(&self) -> &[Arc<dyn Hosted>] {
+        &self.contexts
+    }
+
+    /// The context of that name; without a name, the only one.
+    ///
+    /// # Errors
+    /// There is none of that name, or there are several and none is named.
+    pub fn find(&self, name: Option<&str>) -> Result<&Arc<dyn Hosted>, AppError> {
+        let names = || self.contexts.iter().map(|one| one.name()).collect::<Vec<_>>().join(", ");
+        match (name, self.contexts.as_slice()) {
+            (None, [only]) => Ok(only),
+            (None, []) => Err(AppError("this program has no context".into())),
+            (None, _) => {
+                Err(AppError(format!("this program has several contexts: say --context with one of {}", names())))
+            }
+            (Some(name), contexts) => contexts
+                .iter()
+                .find(|one| one.name() == name)
+                .ok_or_else(|| AppError(format!("no context is named `{name}`: choose one of {}", names()))),
+        }
+    }
+
+    /// The read models of all contexts.
+    pub fn read_models(&self) -> Vec<ReadModel> {
+        self.contexts.iter().flat_map(|context| context.read_models()).collect()
+    }
+
+    /// Holds the contexts against each other: what two would share, they would overwrite.
+    ///
+    /// # Errors
+    /// The first name that is taken twice, and by whom.
+    pub fn check(&self) -> Result<(), AppError> {
+        let mut taken: HashMap<String, String> = HashMap::new();
+        let mut take = |what: String, by: String| match taken.insert(what.clone(), by.clone()) {
+            Some(other) => Err(AppError(format!("{by} and {other} both have {what}; rename one of them"))),
+            None => Ok(()),
+        };
+        for context in &self.contexts {
+            let owner = format!("context {}", context.name());
+            check_name(context.name())?;
+            take(format!("the name {}", context.name()), owner.clone())?;
+            take(format!("the name space {}", context.namespace()), owner.clone())?;
+            for model in context.read_models() {
+                let by = format!("projection {} of {owner}", model.name);
+                take(format!("the role projection:{}", model.name), by.clone())?;
+                for relation in model.tables.iter().chain(model.views) {
+                    take(format!("the relation read.{relation}"), by.clone())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A context's name is part of topics, groups and settings.
+fn check_name(name: &str) -> Result<(), AppError> {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if name.is_empty() || name.len() > 48 || !name.bytes().all(is_plain) || !name.as_bytes()[0].is_ascii_lowercase() {
+        let rule = "a context's name begins with a letter and is 1 to 48 lower-case letters, digits and hyphens";
+        return Err(AppError(format!("context `{name}`: {rule}")));
+    }
+    Ok(())
+}
