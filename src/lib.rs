@@ -3,7 +3,7 @@
 //! ```text
 //!  any Kafka client ─┐                                    ┌─> projection ──> read tables ──> HTTP GET
 //!                    ▼                                    │   (own group, own checkpoint)
-//!  HTTP POST ──> orders-commands ──> processor ──> PostgreSQL ──> relay ──> orders-events ──> anyone
+//!  HTTP POST ──> bank-commands ──> processor ──> PostgreSQL ──> relay ──> bank-events ──> anyone
 //!   (202/201)     (three lanes)       (group)      events, outbox,          (Avro, keyed,
 //!                                                  outcomes, offsets         dense seq)
 //!                                                  in one transaction

@@ -196,12 +196,12 @@ mod tests {
     async fn a_read_goes_on_once_all_its_positions_are_passed() {
         let checkpoints = Checkpoints::new(&Settings::default());
         let look = |seq: i64| {
-            let standing = HashMap::from([("order-list".to_owned(), HashMap::from([(0, seq), (1, 10)]))]);
+            let standing = HashMap::from([("balances".to_owned(), HashMap::from([(0, seq), (1, 10)]))]);
             checkpoints.looks.send_replace(standing);
         };
         look(5);
         let positions = [P(0, 5), P(1, 9)];
-        let waits = checkpoints.passed("order-list", &positions, Duration::from_secs(5));
+        let waits = checkpoints.passed("balances", &positions, Duration::from_secs(5));
         let looks = async {
             tokio::task::yield_now().await;
             look(4);
@@ -209,7 +209,7 @@ mod tests {
             look(5);
         };
         assert!(futures_util::join!(waits, looks).0);
-        assert!(!checkpoints.passed("order-list", &[P(0, 6)], Duration::ZERO).await);
+        assert!(!checkpoints.passed("balances", &[P(0, 6)], Duration::ZERO).await);
         assert_eq!(checkpoints.waiting.load(Ordering::Relaxed), 0);
     }
 }

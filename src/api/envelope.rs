@@ -45,7 +45,7 @@ pub struct CommandHeaders {
         min_length = 1,
         max_length = 255,
         pattern = r"^[!#-\[\]-~]+$",
-        example = "order-4711"
+        example = "payment-4711"
     )]
     pub idempotency_key: Option<String>,
     /// The version that must stand, as an ETag.
@@ -161,7 +161,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
     let digits = version.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
     let version = digits.and_then(|text| text.parse().ok());
     version.map(Some).ok_or_else(|| {
-        Problem::new(INVALID_REQUEST, "If-Match must be one ETag as a read of the order answered it, such as \"3\"")
+        Problem::new(INVALID_REQUEST, "If-Match must be one ETag as a read of the stream answered it, such as \"3\"")
     })
 }
 

@@ -241,7 +241,7 @@ mod tests {
         let mut settings = Settings::default();
         settings.kafka.librdkafka.insert("test.mock.num.brokers".into(), "1".into());
         settings.http.produce_wait_ms = produce_wait_ms;
-        let handover = Handover::new(&settings, &TopicNames::new("orders", &settings.topics)).unwrap();
+        let handover = Handover::new(&settings, &TopicNames::new("bank", &settings.topics)).unwrap();
         (handover, Admission::measured(&settings))
     }
 

@@ -278,10 +278,10 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_keeps_the_domains_code() {
         let id = Uuid::from_u128(7);
-        let (response, body) = json(Problem::refusal("ORDER_NOT_PAID", "pay first").with_command(id)).await;
+        let (response, body) = json(Problem::refusal("NOT_OPEN", "pay first").with_command(id)).await;
         assert_eq!(response.status(), 409);
-        assert_eq!(body["code"], "ORDER_NOT_PAID");
-        assert_eq!(body["type"], "/problems/ORDER_NOT_PAID");
+        assert_eq!(body["code"], "NOT_OPEN");
+        assert_eq!(body["type"], "/problems/NOT_OPEN");
         assert_eq!(body["commandId"], id.to_string());
     }
 

@@ -13,7 +13,7 @@ use super::limits;
 /// One published schema file.
 #[derive(Debug, Clone, Copy)]
 pub struct Published<'a> {
-    /// Event type without name space, such as `OrderPlaced`.
+    /// Event type without name space, such as `Opened`.
     pub event_type: &'a str,
     /// Version, from 1.
     pub version: i16,
@@ -124,7 +124,7 @@ impl Catalogue {
         self.schemas.iter().find(|one| one.event_type == event_type && one.version == version)
     }
 
-    /// Subject under topic-record name strategy: `orders-events-throughline.orders.OrderPlaced`.
+    /// Subject under topic-record name strategy: `bank-events-acme.bank.Opened`.
     pub fn subject(&self, event_type: &str) -> String {
         format!("{}{event_type}", self.subject_prefix())
     }

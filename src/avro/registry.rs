@@ -13,7 +13,7 @@ pub const COMPATIBILITY: &str = "BACKWARD_TRANSITIVE";
 /// Answer of `/subjects/{subject}/versions/{version}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SubjectVersion {
-    /// `orders-events-throughline.orders.OrderPlaced`.
+    /// `bank-events-acme.bank.Opened`.
     pub subject: String,
     /// From 1, within the subject.
     pub version: i32,

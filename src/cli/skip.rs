@@ -47,7 +47,7 @@ impl FromStr for Place {
             let partition = parts.next()?.parse().ok().filter(|partition| *partition >= 0)?;
             Some(Self { topic: parts.next().filter(|topic| !topic.is_empty())?.to_owned(), partition, offset })
         };
-        parse().ok_or_else(|| "expected TOPIC:PARTITION:OFFSET, such as orders-commands:3:1200".to_owned())
+        parse().ok_or_else(|| "expected TOPIC:PARTITION:OFFSET, such as bank-commands:3:1200".to_owned())
     }
 }
 
@@ -203,8 +203,8 @@ mod tests {
 
     #[test]
     fn a_place_is_read_from_its_end() {
-        let place: Place = "staging.orders-commands:3:1200".parse().expect("a place");
-        assert_eq!((place.topic.as_str(), place.partition, place.offset), ("staging.orders-commands", 3, 1_200));
+        let place: Place = "staging.bank-commands:3:1200".parse().expect("a place");
+        assert_eq!((place.topic.as_str(), place.partition, place.offset), ("staging.bank-commands", 3, 1_200));
         for wrong in ["", "t:1", ":1:2", "t:x:2", "t:1:-2", "t:-1:2"] {
             assert!(wrong.parse::<Place>().is_err(), "{wrong}");
         }

@@ -5,7 +5,7 @@ use super::aggregate::{Aggregate, Decision};
 /// Past events, then a command, then what was decided.
 ///
 /// ```text
-/// given::<Order>([placed()]).when(&ship()).then_refused("ORDER_NOT_PAID");
+/// given::<Account>([opened()]).when(&pay()).then_refused("NOT_OPEN");
 /// ```
 pub struct Given<A: Aggregate> {
     state: A,

@@ -147,15 +147,15 @@ mod tests {
     #[test]
     fn derived_ids_are_stable_and_distinct() {
         let id = Uuid::from_u128;
-        assert_eq!(event_id("orders", id(1), 1, id(7)), event_id("orders", id(1), 1, id(7)));
+        assert_eq!(event_id("bank", id(1), 1, id(7)), event_id("bank", id(1), 1, id(7)));
         let ids = [
-            event_id("orders", id(1), 1, id(7)),
-            event_id("orders", id(1), 2, id(7)),
-            event_id("orders", id(2), 1, id(7)),
+            event_id("bank", id(1), 1, id(7)),
+            event_id("bank", id(1), 2, id(7)),
+            event_id("bank", id(2), 1, id(7)),
             event_id("payments", id(1), 1, id(7)),
-            event_id("orders", id(1), 1, id(8)),
-            result_id("orders", id(1), id(7)),
-            result_id("orders", id(2), id(7)),
+            event_id("bank", id(1), 1, id(8)),
+            result_id("bank", id(1), id(7)),
+            result_id("bank", id(2), id(7)),
             result_id("payments", id(1), id(7)),
         ];
         let distinct: std::collections::HashSet<_> = ids.iter().collect();

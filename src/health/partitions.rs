@@ -44,7 +44,7 @@ impl PartitionState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PartitionReport {
-    /// `processor`, `relay`, `projection order-list`.
+    /// `processor`, `relay`, `projection balances`.
     #[serde(rename = "loop")]
     pub loop_name: Arc<str>,
     pub topic: Arc<str>,

@@ -57,9 +57,9 @@ pub fn seq_of(record: &Record) -> Option<i64> {
 pub struct Envelope<'a> {
     /// Event id, or the id of the result.
     pub id: Uuid,
-    /// Type with name space, such as `throughline.orders.OrderPlaced`.
+    /// Type with name space, such as `acme.bank.Opened`.
     pub message_type: &'a str,
-    /// Such as `/throughline/orders`.
+    /// Such as `/acme/bank`.
     pub source: &'a str,
     pub time: Timestamp,
     /// The stream.

@@ -13,7 +13,7 @@ use crate::settings::{KafkaSettings, TopicSettings};
 /// Names of one context's topics and consumer groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicNames {
-    /// `topics.prefix` and the context: `orders`, or `staging-orders`.
+    /// `topics.prefix` and the context: `bank`, or `staging-bank`.
     base: String,
 }
 
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_name_is_one_that_kafka_takes() {
-        for name in ["orders-events", "A.b_c-9", &"x".repeat(249)] {
+        for name in ["bank-events", "A.b_c-9", &"x".repeat(249)] {
             assert_eq!(checked_name(name).as_deref(), Ok(name));
         }
         for name in ["", ".", "..", "bad topic!", "ä", "a/b", &"x".repeat(250)] {
@@ -340,7 +340,7 @@ mod tests {
     #[test]
     fn fewer_replicas_than_asked_for_are_told_and_more_are_fine() {
         let settings = TopicSettings { replication: 3, ..TopicSettings::default() };
-        let spec = &specs(&TopicNames::new("orders", &settings), &settings)[0];
+        let spec = &specs(&TopicNames::new("bank", &settings), &settings)[0];
         let told = |found: &[(i32, usize)]| too_few_replicas(spec, found.iter().copied()).map(|found| found.problem);
         assert_eq!(told(&[(0, 3), (1, 4), (2, 5)]), None);
         let few = told(&[(2, 1), (0, 3), (1, 2)]).unwrap();
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn only_fewer_partitions_than_needed_are_wrong() {
         let settings = TopicSettings::default();
-        for spec in specs(&TopicNames::new("orders", &settings), &settings) {
+        for spec in specs(&TopicNames::new("bank", &settings), &settings) {
             assert_eq!(judge_partitions(&spec, 6), None);
             let fewer = judge_partitions(&spec, 5).expect("too few");
             assert!(!fewer.is_note && fewer.problem.contains("--partitions 6"), "{fewer:?}");
@@ -364,8 +364,8 @@ mod tests {
     fn the_events_topic_takes_the_largest_event_and_never_less_than_a_batch() {
         for (event_bytes_max, room) in [(100, "1048588"), (1_000_000, "1048588"), (2_000_000, "2048588")] {
             let settings = TopicSettings { event_bytes_max, ..TopicSettings::default() };
-            let specs = specs(&TopicNames::new("orders", &settings), &settings);
-            let events = specs.iter().find(|spec| spec.name == "orders-events").expect("events");
+            let specs = specs(&TopicNames::new("bank", &settings), &settings);
+            let events = specs.iter().find(|spec| spec.name == "bank-events").expect("events");
             assert!(events.config.contains(&(MAX_MESSAGE_BYTES, room.to_owned())), "{events:?}");
         }
     }

@@ -88,7 +88,7 @@ mod tests {
             stream_id: Uuid::from_u128(2),
             payload_hash: [0; 16],
             accepted: false,
-            code: Some("ORDER_NOT_PAID".into()),
+            code: Some("NOT_OPEN".into()),
             reason: Some("not paid".into()),
             version: Some(1),
             partition: 3,
@@ -96,9 +96,9 @@ mod tests {
             correlation_id: "c".into(),
             decided_at: "2026-01-02T03:04:05Z".parse().unwrap(),
         };
-        let json: serde_json::Value = serde_json::from_slice(&outcome.json("orderId")).unwrap();
-        assert_eq!(json["orderId"], "00000000-0000-0000-0000-000000000002");
-        assert_eq!((json["status"].as_str(), json["code"].as_str()), (Some("refused"), Some("ORDER_NOT_PAID")));
+        let json: serde_json::Value = serde_json::from_slice(&outcome.json("accountId")).unwrap();
+        assert_eq!(json["accountId"], "00000000-0000-0000-0000-000000000002");
+        assert_eq!((json["status"].as_str(), json["code"].as_str()), (Some("refused"), Some("NOT_OPEN")));
         assert!(json["position"].is_null());
         assert_eq!(json["decidedAt"], "2026-01-02T03:04:05Z");
     }

@@ -61,7 +61,7 @@ impl OutboxRow {
         self.0.get(3)
     }
 
-    /// With name space, such as `throughline.orders.OrderPlaced`.
+    /// With name space, such as `acme.bank.Opened`.
     pub fn message_type(&self) -> &str {
         self.0.get(4)
     }
@@ -98,7 +98,7 @@ impl OutboxRow {
     }
 }
 
-/// `throughline.orders.OrderPlaced` comes from `/throughline/orders`.
+/// `acme.bank.Opened` comes from `/acme/bank`.
 pub fn source_of(message_type: &str) -> String {
     let context = message_type.rsplit_once('.').map_or(message_type, |(context, _)| context);
     format!("/{}", context.replace('.', "/"))
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_source_is_the_context_of_the_type() {
-        assert_eq!(source_of("throughline.orders.OrderPlaced"), "/throughline/orders");
+        assert_eq!(source_of("acme.bank.Opened"), "/acme/bank");
         assert_eq!(source_of("plain"), "/plain");
     }
 }

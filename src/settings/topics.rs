@@ -11,8 +11,8 @@ pub struct TopicSettings {
     /// Partitions of the events and results topics when they are made. From then on the store's number
     /// counts, for ever.
     pub event_partitions: i32,
-    /// Partitions of each commands topic (lane), at least. Added ones are read within seconds; while orders
-    /// move to other partitions, commands of one order that are under way then may change their order.
+    /// Partitions of each commands topic (lane), at least. Added ones are read within seconds; while streams
+    /// move to other partitions, commands of one stream that are under way then may change their order.
     pub command_partitions: i32,
     /// Copies of each partition. Three on a cluster that must survive a lost disk.
     pub replication: i32,

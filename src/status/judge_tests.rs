@@ -12,11 +12,11 @@ use super::*;
 use crate::presence::Seen;
 use crate::projection::state::Lag;
 
-const LIST: &str = "order-list";
+const LIST: &str = "balances";
 
 fn subject() -> Subject {
     let settings = Settings::default();
-    let names = TopicNames::new("orders", &settings.topics);
+    let names = TopicNames::new("bank", &settings.topics);
     let projections = vec![Projected { name: LIST.into(), topic: names.events(), version: 1 }];
     Subject { settings, contexts: vec![names], projections, stalled_after: Duration::from_secs(15) }
 }
@@ -29,7 +29,7 @@ fn well() -> StoreView {
         id: Uuid::from_u128(1),
         host: "h".into(),
         pid: 7,
-        roles: ["processor", "relay", "projection:order-list"].map(str::to_owned).to_vec(),
+        roles: ["processor", "relay", "projection:balances"].map(str::to_owned).to_vec(),
         admin: None,
         version: "1".into(),
         started_at: Timestamp::UNIX_EPOCH,
@@ -38,7 +38,7 @@ fn well() -> StoreView {
     };
     let lanes = names.lanes().map(|topic| ("processor", topic, topics.command_partitions));
     let relayed = [names.events(), names.results()].map(|topic| ("relay", topic, topics.event_partitions));
-    let projected = ("projection order-list", names.events(), topics.event_partitions);
+    let projected = ("projection balances", names.events(), topics.event_partitions);
     let all = lanes.into_iter().chain(relayed).chain([projected]);
     let seen = all.flat_map(|(loop_name, topic, partitions)| {
         (0..partitions).map(move |partition| Seen {
@@ -88,11 +88,11 @@ fn what_waits_and_cannot_move_wakes_somebody() {
     let mut stuck = well();
     let cluster = waiting(&mut stuck, 20.0, 20.0);
     let told = whats(Ok(stuck.clone()), &cluster);
-    assert!(told.len() == 1 && told[0].contains("has not moved orders-commands/2 for 15 s, where 40 wait"), "{told:?}");
+    assert!(told.len() == 1 && told[0].contains("has not moved bank-commands/2 for 15 s, where 40 wait"), "{told:?}");
     // Nobody's: its owner was killed, and another process has not taken it over.
     stuck.seen.retain(|seen| seen.partition != 2);
     let told = whats(Ok(stuck), &cluster);
-    assert!(told.len() == 1 && told[0].contains("nobody has orders-commands/2"), "{told:?}");
+    assert!(told.len() == 1 && told[0].contains("nobody has bank-commands/2"), "{told:?}");
     // Without anything in it that is a rebalance.
     let mut joining = well();
     joining.seen.retain(|seen| seen.partition != 2);
@@ -105,14 +105,14 @@ fn a_pause_is_told_and_wakes_nobody_whatever_waits() {
     store.projections[0].paused = true;
     store.projections[0].lags = vec![Lag { partition: 1, events: 9, seconds: 90.0, seq: 0, next_offset: 0 }];
     store.projections[0].idle_seconds = BTreeMap::from([(1, 90.0)]).into_iter().collect();
-    store.seen.retain(|seen| seen.loop_name != "projection order-list");
+    store.seen.retain(|seen| seen.loop_name != "projection balances");
     store.processes[0].roles.retain(|role| !role.starts_with("projection"));
     assert_eq!(whats(Ok(store.clone()), &KafkaView::default()), [""; 0]);
     let report = assemble(&subject(), Ok(store.clone()), &KafkaView::default());
     assert_eq!((report.projections[0].state.as_str(), report.projections[0].lag_events), (PAUSED, 9));
     store.projections[0].paused = false;
     let told = whats(Ok(store), &KafkaView::default());
-    assert!(told.len() == 1 && told[0].contains("no process runs projection order-list"), "{told:?}");
+    assert!(told.len() == 1 && told[0].contains("no process runs projection balances"), "{told:?}");
 }
 
 #[test]

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     fn judged(code: &str) -> Blame {
-        by_code(code, false, (Some("read"), Some("order_list"), None))
+        by_code(code, false, (Some("read"), Some("balances"), None))
     }
 
     #[test]

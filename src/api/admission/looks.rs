@@ -1,7 +1,7 @@
 //! Looks at overflow that begin after the command which waits for them.
 //!
 //! What another server has put into overflow and acknowledged is there for every look that begins later. So
-//! a look shared by all who came before it is enough, and no order's command overtakes an earlier one,
+//! a look shared by all who came before it is enough, and no command of a stream overtakes an earlier one,
 //! whichever server took that. No Kafka here: the sampler looks.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -4,7 +4,7 @@
 //! accepted since that sample, plus what is on its way to Kafka: an overestimate at any moment, so
 //! the bound holds. All of it is known by partition: what stands in one, or is not acknowledged there,
 //! leaves room for the commands of others. Commands of a partition whose overflow is not drained go on
-//! to overflow, whatever the load, so that an order's commands are never overtaken by later ones; where
+//! to overflow, whatever the load, so that a stream's commands are never overtaken by later ones; where
 //! overflow is the policy, Kafka is asked for that before each command, so that it holds across servers.
 //! The bound is exact within one server; several servers see each other's commands at the next sample.
 
@@ -214,7 +214,7 @@ impl Admission {
     }
 
     /// Whether a command of this partition of overflow can be moved to its lane: topics that have as many
-    /// partitions hold an order in the same one, and of others nothing is known beforehand.
+    /// partitions hold a stream in the same one, and of others nothing is known beforehand.
     fn is_led(&self, lane: Lane, partition: i32) -> bool {
         let state = self.lock();
         let parts = &state.lanes[lane.index()].parts;
@@ -251,11 +251,11 @@ impl Admission {
             Full::Commands => ("commands", QUEUE_FULL, format!("{depth} commands of lane {lane} wait"), seconds),
             Full::Overflow => ("overflow", QUEUE_FULL, "the overflow topic is full, too".to_owned(), seconds),
             Full::Leaderless => {
-                let detail = format!("no broker leads partition {partition} of lane {lane}; orders of others go on");
+                let detail = format!("no broker leads partition {partition} of lane {lane}; streams of others go on");
                 ("leaderless", KAFKA_UNAVAILABLE, detail, 1)
             }
             Full::Unknown => {
-                let detail = "Kafka does not tell whether commands of this order wait in overflow".to_owned();
+                let detail = "Kafka does not tell whether commands of this stream wait in overflow".to_owned();
                 ("overflow_unknown", KAFKA_UNAVAILABLE, detail, 1)
             }
         };

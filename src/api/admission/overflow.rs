@@ -376,7 +376,7 @@ mod tests {
     fn a_producer_that_failed_for_good_ends_the_drainer_and_the_next_one_moves_what_it_could_not() {
         let mut settings = Settings::default();
         settings.kafka.librdkafka.insert("test.mock.num.brokers".into(), "1".into());
-        let names = TopicNames::new("orders", &settings.topics);
+        let names = TopicNames::new("bank", &settings.topics);
         let open = || {
             let heartbeat = Health::new(Duration::from_secs(60)).register("drainer");
             Drainer::open(&settings, &names, Admission::measured(&settings), heartbeat, CancellationToken::new())

@@ -236,7 +236,7 @@ impl Sampler {
                     Err(_) => self.told.standing(
                         &topic,
                         partition,
-                        "no broker leads it: commands of its orders are refused",
+                        "no broker leads it: commands of its streams are refused",
                         Some(
                             "Start its broker (kafka-topics --describe --unavailable-partitions); it goes on by itself",
                         ),

@@ -79,14 +79,14 @@ async fn wait_goes_on_as_soon_as_there_is_room() {
 }
 
 #[tokio::test]
-async fn an_order_in_overflow_stays_there_until_it_is_drained() {
+async fn a_stream_in_overflow_stays_there_until_it_is_drained() {
     let admission = admission(AdmissionPolicy::Overflow, 1);
     let first = admit(&admission, 1).await.unwrap();
     assert!(matches!(first.way(), Way::Lane { lane: Lane::Normal, .. }));
     let spilled = admit(&admission, 1).await.unwrap();
     let Way::Overflow { partition, .. } = spilled.way() else { panic!("{:?}", spilled.way()) };
     drop(first);
-    // Room again, but the order has a command in overflow: on its way, then acknowledged.
+    // Room again, but the stream has a command in overflow: on its way, then acknowledged.
     assert!(matches!(admit(&admission, 1).await.unwrap().way(), Way::Overflow { .. }));
     spilled.accepted(41);
     assert!(matches!(admit(&admission, 1).await.unwrap().way(), Way::Overflow { .. }));

@@ -228,12 +228,12 @@ mod tests {
     #[test]
     fn the_registry_alone_takes_basic() {
         assert!(["/subjects", "/schemas/ids/1", "/config", "/mode/x", "/compatibility/y"].into_iter().all(is_registry));
-        assert!(!["/api/orders", "/subjectsx", "/api/subjects", "/", "", "//subjects"].into_iter().any(is_registry));
+        assert!(!["/api/accounts", "/subjectsx", "/api/subjects", "/", "", "//subjects"].into_iter().any(is_registry));
     }
 
     #[test]
     fn only_documents_are_public() {
         assert!(["/docs", "/docs/swagger-ui.css", "/openapi.json", "/problems/NOT_FOUND"].into_iter().all(is_public));
-        assert!(!["/api/orders", "/docsx", "/openapi.jsonx", "/subjects", "/"].into_iter().any(is_public));
+        assert!(!["/api/accounts", "/docsx", "/openapi.jsonx", "/subjects", "/"].into_iter().any(is_public));
     }
 }
