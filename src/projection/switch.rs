@@ -3,7 +3,7 @@
 //! A table that moves keeps its indexes, rights and rows; readers see the one or the other, never
 //! none. The running projector loses its compare-and-set and claims anew.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, Transaction};
 
@@ -71,21 +71,25 @@ pub(super) async fn live_version(tx: &Transaction<'_>, projection: &str) -> Resu
     Ok(row.map(|row| row.get(0)))
 }
 
+/// Of a process that was killed the server takes a moment to notice; for that long its lock is waited for.
+const EXCLUSIVE_WAIT: Duration = Duration::from_secs(10);
+
 /// An owner's connection that holds the projection's lock until it is dropped.
 pub(super) async fn exclusive<E: Send + Sync>(projector: &Projector<E>) -> Result<Client, ProjectionLoopError> {
     let owner = unhurried(projector).await?;
-    let granted: bool = owner
-        .query_one(&format!("select pg_try_advisory_lock({LOCK})"), &[&projector.name()])
-        .await
-        .map_err(StoreError::at("lock the projection's generations"))?
-        .get(0);
-    if !granted {
-        return Err(ProjectionLoopError::refused(
-            projector.name(),
-            "a rebuild, rollback or replay of it is running; wait for it to end",
-        ));
+    let (asked, statement) = (Instant::now(), format!("select pg_try_advisory_lock({LOCK})"));
+    loop {
+        let granted =
+            owner.query_one(&statement, &[&projector.name()]).await.map_err(StoreError::at("lock the generations"))?;
+        match granted.get(0) {
+            true => return Ok(owner),
+            false if asked.elapsed() < EXCLUSIVE_WAIT => tokio::time::sleep(TRY_AGAIN).await,
+            false => {
+                let reason = "a rebuild, rollback or replay of it is running; wait for it to end";
+                return Err(ProjectionLoopError::refused(projector.name(), reason));
+            }
+        }
     }
-    Ok(owner)
 }
 
 /// Bounds how long the transaction may queue for table locks.
