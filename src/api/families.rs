@@ -23,6 +23,10 @@ const COUNTERS: &[(&str, &str)] = &[
     ("throughline_maintenance_failures_total", "Turns of maintenance that failed"),
     ("throughline_offsets_lost_total", "Claims that accepted a loss of commands, by consumer group"),
     ("throughline_panics_total", "Panics that were contained, by thread"),
+    (
+        "throughline_partitions_stalled_total",
+        "Partitions that the client fetched nothing of while Kafka had more, by consumer group",
+    ),
     ("throughline_partitions_halted_total", "Partitions that came to stand, by consumer group"),
     ("throughline_processor_claims_lost_total", "Partitions of a batch that another claim had taken over"),
     ("throughline_processor_retries_total", "Batches of commands tried again"),

@@ -17,6 +17,7 @@ mod rebalance;
 pub mod record;
 pub mod record_headers;
 pub mod shares;
+mod stalls;
 pub mod topic_id;
 pub mod topics;
 pub mod voice;

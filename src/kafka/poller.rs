@@ -14,6 +14,7 @@ use rdkafka::{Message, TopicPartitionList};
 use super::consumer::{Phase, Shared, lock};
 use super::rebalance::{Rebalancer, begin, held, sources, take_commits};
 use super::record::{Record, TopicPartition};
+use super::stalls::Stalls;
 use super::{KafkaError, claims, voice};
 use crate::panics;
 
@@ -42,6 +43,7 @@ pub(super) struct Poller {
     full: Vec<bool>,
     /// Partitions that stood and were claimed anew: from which offset, and until when they prove well.
     probation: HashMap<TopicPartition, (i64, Instant)>,
+    stalls: Stalls,
 }
 
 impl Poller {
@@ -52,6 +54,7 @@ impl Poller {
             last_commit: Instant::now(),
             full: vec![false; shared.mailboxes.len()],
             probation: HashMap::new(),
+            stalls: Stalls::new(),
             shared,
         }
     }
@@ -92,6 +95,7 @@ impl Poller {
         claims::ask(&self.shared);
         self.take_over();
         self.end_probation();
+        self.stalls.look(&self.shared);
         if self.last_commit.elapsed() >= COMMIT_INTERVAL {
             self.commit(CommitMode::Async);
         }
@@ -123,12 +127,16 @@ impl Poller {
             return Err(KafkaError::Fatal(format!("the consumer of group {}: {reason}", self.shared.group)));
         }
         let revoked = std::mem::take(&mut *lock(&self.shared.revoked));
+        self.stalls.forget(&revoked);
         for (mailbox, mut records) in self.shared.mailboxes.iter().zip(fetched) {
             if !revoked.is_empty() {
                 // Granted again within this turn, they would stand behind a gap.
                 records.retain(|record| !revoked.contains(&record.source));
             }
             if !records.is_empty() {
+                for run in records.chunk_by(|a, b| a.source == b.source) {
+                    self.stalls.handed(&run[0].source, run[run.len() - 1].offset + 1);
+                }
                 mailbox.push(records);
             }
         }
@@ -219,6 +227,7 @@ impl Poller {
             if self.shared.claims.has_halted(&source) {
                 self.probation.insert(source.clone(), (claim.next_offset, Instant::now() + PROBATION));
             }
+            self.stalls.handed(&source, claim.next_offset);
             self.shared.grant(&source, claim);
         }
     }
