@@ -264,6 +264,31 @@ async fn a_worker_that_takes_nothing_stops_its_own_partitions_only() {
     bed.consumed(&[0, 2, 4], 400).await;
 }
 
+/// Ends meet assignments, revocations and claims that wait: whatever they meet, they end.
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_that_come_and_go_end_whatever_their_group_does() {
+    let harness = Arc::new(Harness::new("come_and_go").await);
+    produce(&harness, &harness.names().commands(), 20);
+    let mut ends = tokio::task::JoinSet::new();
+    for round in 0..10 {
+        // Some claims are granted, some wait for ever.
+        let answer = move |partition: i32, _| match (partition + round) % 3 {
+            0 => Err(ClaimError::Transient("the database is away".into())),
+            _ => Ok(()),
+        };
+        let bed = Bed::on(&harness, "come-and-go", 2, answer);
+        ends.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(2_500 + 370 * (round as u64 % 4))).await;
+            let ended = tokio::time::timeout(Duration::from_secs(25), bed.consumer.stop()).await;
+            ended.expect("it ends").expect("and ends well");
+        });
+        tokio::time::sleep(Duration::from_millis(900)).await;
+    }
+    while let Some(ended) = ends.join_next().await {
+        ended.expect("each ended");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_ends_leaves_nothing_told() {
     let bed = Bed::new("ends", (5, 1), |partition, _| match partition {

@@ -33,6 +33,8 @@ use crate::store::{Database, DatabaseRole, StoreError};
 
 /// What a bounded context plugs into the server.
 pub struct ContextApi {
+    /// Its name.
+    pub name: &'static str,
     /// Its topics.
     pub names: TopicNames,
     /// With the number of partitions that the store has for the context.
@@ -107,7 +109,7 @@ pub fn run(
     health: Arc<Health>,
     shutdown: CancellationToken,
 ) -> impl Future<Output = Result<(), ApiError>> + Send {
-    let heartbeats = served.contexts.iter().map(|context| health.register(format!("api {}", context.names.base())));
+    let heartbeats = served.contexts.iter().map(|context| health.register(format!("api {}", context.name)));
     let heartbeats = heartbeats.collect();
     serve(served, entrance, health, heartbeats, shutdown)
 }
@@ -127,7 +129,7 @@ async fn serve(
     let Some(http) = contexts.first().map(|context| context.settings.http.clone()) else { return Ok(()) };
     for (context, heartbeat) in contexts.into_iter().zip(heartbeats) {
         let api = Arc::new(api(&context, shutdown.clone())?);
-        tasks.extend(help(&api, &health, heartbeat, &helpers)?);
+        tasks.extend(help(context.name, &api, &health, heartbeat, &helpers)?);
         routes = routes.merge(context.routes.with_state(api));
         refusals.extend(context.refusals);
     }
@@ -145,6 +147,7 @@ async fn serve(
 
 /// What works for a context's routes in the background.
 fn help(
+    name: &str,
     api: &Arc<Api>,
     health: &Arc<Health>,
     heartbeat: Heartbeat,
@@ -154,7 +157,7 @@ fn help(
     let background = Database::new(&api.settings.database, &DatabaseRole::Reader)?;
     let told = health.partitions("api");
     let sampler = Sampler::new(&api.settings, &api.names, api.admission.clone(), background.clone(), told)?;
-    let beat = |what: &str| health.register(format!("api {what} {}", api.names.base()));
+    let beat = |what: &str| health.register(format!("api {what} {name}"));
     let outcomes = api.outcomes.clone().run(background.clone(), api.names.events(), beat("outcomes"), helpers.clone());
     let checkpoints = api.checkpoints.clone().run(background, beat("checkpoints"), helpers.clone());
     Ok([

@@ -156,6 +156,7 @@ pub async fn start(
 /// What the API serves.
 fn served(app: &App, sites: &[Site], settings: &Settings) -> anyhow::Result<api::Served> {
     let contexts = app.contexts().iter().zip(sites).map(|(context, site)| ContextApi {
+        name: context.name(),
         names: context.names(&site.settings.topics),
         settings: site.settings.clone(),
         routes: context.routes(),

@@ -78,6 +78,9 @@ pub struct ConsumerOptions {
     pub halt_retry: Duration,
 }
 
+/// Leaving the group, once the workers are done, is waited for this long.
+const LEAVE_WAIT: Duration = Duration::from_secs(15);
+
 /// What workers asked of the thread since its last turn.
 #[derive(Default)]
 pub(super) struct Requests {
@@ -210,8 +213,16 @@ impl Consumer {
         self.begin_stop();
         self.shared.enter(Phase::Leaving);
         let Some(thread) = lock(&self.thread).take() else { return Ok(()) };
-        tokio::task::spawn_blocking(move || thread.join())
-            .await
+        let joined = tokio::task::spawn_blocking(move || thread.join());
+        let Ok(joined) = tokio::time::timeout(LEAVE_WAIT, joined).await else {
+            // Nothing is lost by it: the broker ends the membership after the session timeout.
+            tracing::warn!(
+                group = self.shared.group,
+                "the client does not leave its group; it is left to end by itself"
+            );
+            return Ok(());
+        };
+        joined
             .map_err(|error| KafkaError::Fatal(error.to_string()))?
             .unwrap_or_else(|_| Err(KafkaError::Fatal("the consumer thread panicked".into())))
     }

@@ -23,11 +23,6 @@ impl TopicNames {
         Self { base: format!("{}{context}", settings.prefix) }
     }
 
-    /// What all the names begin with: the prefix and the context.
-    pub fn base(&self) -> &str {
-        &self.base
-    }
-
     /// The lanes of the commands, by falling priority.
     pub fn lanes(&self) -> [String; 3] {
         ["-priority", "", "-bulk"].map(|lane| format!("{}-commands{lane}", self.base))

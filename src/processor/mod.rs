@@ -144,7 +144,7 @@ async fn serve<C: BoundedContext>(
     shutdown: CancellationToken,
 ) -> Result<(), ProcessorError> {
     let heartbeats: Vec<Heartbeat> = (0..settings.processor.workers.max(1))
-        .map(|index| health.register(format!("processor {} worker {index}", C::NAME)))
+        .map(|index| health.register(format!("processor worker {} {index}", C::NAME)))
         .collect();
     let names = TopicNames::new(C::NAME, &settings.topics);
     let database = Database::new(&settings.database, &DatabaseRole::Writer)?;

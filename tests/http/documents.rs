@@ -73,7 +73,10 @@ async fn the_admin_port_tells_health_and_metrics() {
         assert_eq!(get(path).await.status, 200, "{path}");
     }
     let verbose = get("/readyz?verbose").await;
-    assert!(verbose.body["checks"].as_array().unwrap().iter().any(|check| check["name"] == "api"), "{verbose:?}");
+    assert!(
+        verbose.body["checks"].as_array().unwrap().iter().any(|check| check["name"] == "api orders"),
+        "{verbose:?}"
+    );
     server.read("/nowhere").await;
     let metrics = get("/metrics").await;
     let text = metrics.body.as_str().unwrap();

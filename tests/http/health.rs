@@ -26,7 +26,14 @@ async fn without_a_database_every_loop_lives_and_none_is_ready() {
     assert_eq!(started.status, 200, "{started:?}");
     let loops: Vec<&str> =
         started.body["checks"].as_array().unwrap().iter().map(|check| check["name"].as_str().unwrap()).collect();
-    for name in ["api", "api outcomes", "processor worker 0", "projection order-list", "relay", "relay leases"] {
+    for name in [
+        "api orders",
+        "api outcomes orders",
+        "processor worker orders 0",
+        "projection order-list",
+        "relay",
+        "relay leases",
+    ] {
         assert!(loops.contains(&name), "{name} of {loops:?}");
     }
 
@@ -39,7 +46,14 @@ async fn without_a_database_every_loop_lives_and_none_is_ready() {
     let accepted = server.send("/api/orders", &an_order()).await;
     assert_eq!(accepted.status, 202, "{accepted:?}");
     // Also the worker that has nothing to do.
-    for name in ["api", "processor worker 0", "processor worker 1", "projection order-list", "relay", "relay leases"] {
+    for name in [
+        "api orders",
+        "processor worker orders 0",
+        "processor worker orders 1",
+        "projection order-list",
+        "relay",
+        "relay leases",
+    ] {
         eventually(&format!("{name} misses the database"), || async {
             let ready = get("/readyz").await;
             let missing = |check: &serde_json::Value| {

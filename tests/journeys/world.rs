@@ -154,7 +154,7 @@ async fn a_silent_network_is_noticed_in_seconds_by_every_loop() {
     }
     let asks_postgres = |name: &&String| {
         let begins = |with: &str| name.starts_with(with);
-        *name == "api"
+        *name == "api orders"
             || ["processor worker", "relay", "projection"].into_iter().any(begins) && !name.ends_with(" consumer")
     };
     for name in loops(&admin).await.keys().filter(asks_postgres) {
