@@ -47,6 +47,10 @@ impl Generations {
 /// The advisory lock that rebuild, rollback and replay of one projection share.
 pub(super) const LOCK: &str = "hashtext('throughline.rebuild'), hashtext($1)";
 
+/// Whoever held the lock has ended, and the server has not noticed yet: it is asked for again for a second.
+const LOCK_TRIES_MAX: u32 = 21;
+const LOCK_TRY_AGAIN: Duration = Duration::from_millis(50);
+
 /// An owner's connection without the timeouts of the loops.
 pub(super) async fn unhurried<E: Send + Sync>(projector: &Projector<E>) -> Result<Client, StoreError> {
     let owner = crate::store::connect::connect(&projector.settings.database, &DatabaseRole::Owner).await?;
@@ -74,11 +78,20 @@ pub(super) async fn live_version(tx: &Transaction<'_>, projection: &str) -> Resu
 /// An owner's connection that holds the projection's lock until it is dropped.
 pub(super) async fn exclusive<E: Send + Sync>(projector: &Projector<E>) -> Result<Client, ProjectionLoopError> {
     let owner = unhurried(projector).await?;
-    let granted: bool = owner
-        .query_one(&format!("select pg_try_advisory_lock({LOCK})"), &[&projector.name()])
-        .await
-        .map_err(StoreError::at("lock the projection's generations"))?
-        .get(0);
+    let mut granted = false;
+    for attempt in 0..LOCK_TRIES_MAX {
+        if attempt > 0 {
+            tokio::time::sleep(LOCK_TRY_AGAIN).await;
+        }
+        granted = owner
+            .query_one(&format!("select pg_try_advisory_lock({LOCK})"), &[&projector.name()])
+            .await
+            .map_err(StoreError::at("lock the projection's generations"))?
+            .get(0);
+        if granted {
+            break;
+        }
+    }
     if !granted {
         return Err(ProjectionLoopError::refused(
             projector.name(),
