@@ -105,7 +105,11 @@ async fn killed_midway_it_leaves_nothing_behind_and_runs_again() {
         task.abort();
         assert!(task.await.expect_err("aborted").is_cancelled());
         assert_folded(&bed, name).await;
-        bed.until("select count(*) = 0 from pg_locks where locktype = 'advisory'").await;
+        bed.until(
+            "select count(*) = 0 from pg_locks l join pg_database d on d.oid = l.database
+             where l.locktype = 'advisory' and d.datname = current_database()",
+        )
+        .await;
     }
     let report = rebuild(&bed.projector(name), &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
     assert_eq!(report.differences, Vec::<String>::new());
