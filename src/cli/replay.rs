@@ -4,7 +4,7 @@
 //! command anew. Killed anywhere, it is run again: a record that was produced under a permit is found on the
 //! topic and not produced a second time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -73,7 +73,13 @@ pub(super) async fn commands(
     }
     one_at_a_time(client).await?;
     let mut done: Vec<i64> = Vec::new();
+    let mut sent = HashSet::new();
     for one in &able {
+        // Whether a record is there is asked by what it holds, from the end that its permit found: one of another
+        // letter that holds the same must be in front of that end.
+        if !sent.insert((&one.letter.source_topic, one.letter.source_partition, &one.letter.key, &one.letter.value)) {
+            producer.flush(DELIVERY_WAIT).context("Kafka did not take a command in time; run it again")?;
+        }
         // From overflow it goes on to a lane, and was never decided: it needs no permit.
         if !overflow.contains(&one.letter.consumer) && is_there_already(client, one, settings).await? {
             done.push(one.id);

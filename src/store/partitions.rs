@@ -16,6 +16,9 @@ use crate::settings::DatabaseSettings;
 const AHEAD_MINUTES: i32 = 3 * 60;
 const AHEAD_WIDTHS: std::ops::RangeInclusive<i32> = 2..=12;
 
+/// Pieces of about a second that one turn sets apart, at most: a turn has a minute for everything.
+const PIECES_MAX: u32 = 20;
+
 /// What one turn did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Turn {
@@ -91,10 +94,28 @@ pub async fn maintain(client: &Client, settings: &DatabaseSettings) -> Result<Tu
         let rows = rows.map_err(StoreError::at("drop old time partitions"))?;
         turn.dropped.extend(rows.iter().map(|row| row.get::<_, String>(0)));
     }
-    let held = client.query("select throughline.hold_unpublished_outbox(make_interval(mins => $1))", &[&outbox]).await;
-    let held = held.map_err(StoreError::at("set unpublished rows of the past apart"))?;
-    turn.held.extend(held.iter().map(|row| row.get::<_, String>(0)));
+    hold(client, outbox, &mut turn).await?;
     Ok(turn)
+}
+
+/// Sets unpublished rows of the past apart, piece by piece: what is left for the next turn goes on where this one
+/// stopped.
+async fn hold(client: &Client, width_minutes: i32, turn: &mut Turn) -> Result<(), StoreError> {
+    for _ in 0..PIECES_MAX {
+        let piece = client
+            .query_opt(
+                "select held, complete from throughline.hold_piece(make_interval(mins => $1))",
+                &[&width_minutes],
+            )
+            .await
+            .map_err(StoreError::at("set unpublished rows of the past apart"))?;
+        let Some(piece) = piece else { break };
+        if piece.get(1) {
+            turn.held.push(piece.get(0));
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Tells the store how much time passes, by this process's monotonic clock: no other one tells what is old

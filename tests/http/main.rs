@@ -10,6 +10,7 @@ mod documents;
 mod health;
 mod hostile;
 mod ids;
+mod neighbours;
 mod odd;
 mod partitions;
 mod queries;

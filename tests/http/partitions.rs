@@ -17,22 +17,22 @@ use crate::harness::{Harness, eventually};
 use crate::server::{Answer, Server, a_payment, an_order};
 
 /// An order that lives in `partition` of so many.
-fn order_in(partition: i32, partitions: i32) -> Uuid {
+pub fn order_in(partition: i32, partitions: i32) -> Uuid {
     std::iter::repeat_with(Uuid::new_v4).find(|id| destination_partition(*id, partitions) == partition).expect("one")
 }
 
-async fn place(server: &Server, order: Uuid) -> Answer {
+pub async fn place(server: &Server, order: Uuid) -> Answer {
     let mut body = an_order();
     body["orderId"] = json!(order);
     server.send("/api/orders", &body).await
 }
 
-async fn pay(server: &Server, order: Uuid) -> Answer {
+pub async fn pay(server: &Server, order: Uuid) -> Answer {
     server.send(&format!("/api/orders/{order}/payments"), &a_payment("39.98")).await
 }
 
 /// Junk that no processor takes, straight to one partition.
-fn fill(harness: &Harness, topic: &str, partition: i32, records: usize) {
+pub fn fill(harness: &Harness, topic: &str, partition: i32, records: usize) {
     let producer: BaseProducer = client::producer(&harness.settings.kafka, 5).create().expect("a producer");
     for _ in 0..records {
         producer.send(BaseRecord::<str, str>::to(topic).partition(partition).key("k").payload("{}")).expect("queued");
@@ -106,7 +106,7 @@ async fn an_order_keeps_its_order_across_servers() {
     }
 }
 
-async fn grow(harness: &Harness, topic: &str, partitions: usize) {
+pub async fn grow(harness: &Harness, topic: &str, partitions: usize) {
     let admin: AdminClient<DefaultClientContext> =
         client::base(&harness.settings.kafka).create().expect("an admin client");
     let grown = admin
@@ -114,6 +114,11 @@ async fn grow(harness: &Harness, topic: &str, partitions: usize) {
         .await
         .expect("an answer");
     grown.into_iter().for_each(|topic| drop(topic.expect("it grows")));
+    eventually("brokers tell so", || async {
+        let count = topics::partition_count(&harness.settings.kafka, topic).await.expect("an answer");
+        count.is_some_and(|count| usize::try_from(count) == Ok(partitions)).then_some(())
+    })
+    .await;
 }
 
 /// While everything runs, and over a restart: commands topics are read in full, the others stay as they are.

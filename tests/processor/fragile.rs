@@ -1,6 +1,7 @@
 //! A context that breaks on demand: what a defect in a context, or in its data, does to others.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::HashSet;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use throughline::engine::{
     Aggregate, BoundedContext, Command, CommandMeta, Decision, Encoded, EventCodec, InvalidCommand, Refusal,
@@ -11,8 +12,16 @@ use uuid::Uuid;
 /// Named as orders is, to use its topics.
 pub struct FragileContext;
 
-/// Whether the defect that `mendable` meets is mended.
-pub static MENDED: AtomicBool = AtomicBool::new(false);
+/// Defects that are mended by now. Each test that mends one has a name of its own for it: `mendable-…`.
+static MENDED: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+
+pub fn mend(defect: &str) {
+    MENDED.lock().unwrap_or_else(PoisonError::into_inner).insert(defect.to_owned());
+}
+
+fn is_broken(defect: &str) -> bool {
+    defect.starts_with("mendable") && !MENDED.lock().unwrap_or_else(PoisonError::into_inner).contains(defect)
+}
 
 /// Counts what happened.
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
@@ -37,7 +46,7 @@ impl Aggregate for Fragile {
     fn decide(&self, command: &Ask) -> Decision<String> {
         match command.trouble.as_deref() {
             Some("decide") => panic!("decide broke"),
-            Some("mendable") if !MENDED.load(Ordering::Acquire) => panic!("not mended yet"),
+            Some(defect) if is_broken(defect) => panic!("not mended yet"),
             // More than any record carries, and a character that PostgreSQL does not take.
             Some("refuse") => Err(Refusal::new("REFUSED", format!("a NUL: \0{}", "!".repeat(2_000_000)))),
             Some(trouble) => Ok(vec![trouble.to_owned()]),

@@ -12,5 +12,6 @@ mod ids;
 mod odd;
 mod offsets;
 mod poison;
+mod replays;
 mod streams;
 mod world;

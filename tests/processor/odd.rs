@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::process::Output;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rdkafka::producer::Producer as _;
 use serde_json::Value;
@@ -13,22 +12,22 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::floor::{Running, Source, command, consumed, decided, number, place, sound};
-use crate::fragile::{FragileCodec, FragileContext, MENDED};
+use crate::fragile::{FragileCodec, FragileContext, mend};
 use crate::harness::odd::{self, Odd, odd_records};
 use crate::harness::{Harness, PATIENCE, eventually};
 
 /// Runs a command of ours to its end.
-async fn throughline(harness: &Harness, arguments: &[&str]) -> Output {
+pub async fn throughline(harness: &Harness, arguments: &[&str]) -> Output {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_throughline"));
     command.args(arguments).envs(harness.environment()).env_remove("RUST_LOG").stdin(std::process::Stdio::null());
     tokio::time::timeout(PATIENCE, command.output()).await.expect("it ends").expect("it starts")
 }
 
-fn told(output: &Output) -> String {
+pub fn told(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-async fn letters(client: &Client) -> Vec<Parked> {
+pub async fn letters(client: &Client) -> Vec<Parked> {
     dead_letters::find(client, &Filter::default(), 1_000).await.expect("dead letters")
 }
 
@@ -199,7 +198,6 @@ async fn a_dead_command_is_decided_anew_and_once() {
     let mut nameless = command(&harness, &nameless);
     nameless.partition = Some(0);
     source.produce(std::slice::from_ref(&nameless));
-    MENDED.store(false, Ordering::Release);
     let running = Running::start_as::<FragileContext>(&harness.settings, Arc::new(FragileCodec));
     consumed(&client, 5).await;
     let made =
@@ -211,7 +209,7 @@ async fn a_dead_command_is_decided_anew_and_once() {
     // Somebody else's copy is a duplicate, before and after: only an operator has a command decided anew.
     source.produce(&records[..1]);
     consumed(&client, 6).await;
-    MENDED.store(true, Ordering::Release);
+    mend("mendable");
     source.produce(&records[..1]);
     consumed(&client, 7).await;
     assert_eq!(decided(&client, &ids[..1]).await[0].code.as_deref(), Some("COMMAND_FAILED"));

@@ -11,6 +11,7 @@ use throughline::kafka::client;
 use throughline::projection::{Projector, RebuildMode, rebuild, replay, rollback};
 use throughline::settings::{FailurePolicy, Settings};
 use throughline::store::dead_letters::{self, Filter};
+use throughline::store::{DatabaseRole, connect};
 use uuid::Uuid;
 
 use super::bed::{Bed, PARTITIONS, Running, Stored};
@@ -19,7 +20,7 @@ use super::fold::{assert_folded, assert_same, fold, rows};
 use super::scenario::lives;
 
 /// Its rows are sums: an event that counts twice shows.
-const NAME: &str = "customer-summary";
+pub const NAME: &str = "customer-summary";
 
 fn parking(settings: &mut Settings) {
     settings.projection.on_failure = FailurePolicy::Park;
@@ -27,16 +28,16 @@ fn parking(settings: &mut Settings) {
 }
 
 /// A projection that refuses the later events of one order, while it is broken.
-struct Sick {
-    bed: Bed,
+pub struct Sick {
+    pub bed: Bed,
     stream: Uuid,
-    broken: Arc<AtomicBool>,
+    pub broken: Arc<AtomicBool>,
     projection: Arc<Faulty>,
 }
 
 impl Sick {
     /// Its events are in the store, and not published yet.
-    async fn new(seed: u64) -> Self {
+    pub async fn new(seed: u64) -> Self {
         let mut bed = Bed::with(parking).await;
         let events = lives(seed, 60);
         bed.append(&events).await;
@@ -54,7 +55,7 @@ impl Sick {
         Self { bed, stream, broken, projection }
     }
 
-    fn projector(&self) -> Projector<reference::orders::domain::OrderEvent> {
+    pub fn projector(&self) -> Projector<reference::orders::domain::OrderEvent> {
         let (settings, codec) = (self.bed.settings.clone(), self.bed.codec.clone());
         Projector::new(settings, &self.bed.names, self.projection.clone(), codec)
     }
@@ -63,7 +64,7 @@ impl Sick {
         self.bed.start_with(self.projection.clone(), self.bed.settings.clone())
     }
 
-    async fn run(&self) {
+    pub async fn run(&self) {
         let epochs = self.bed.epochs(NAME).await;
         let running = self.start();
         self.bed.claimed_since(NAME, epochs).await;
@@ -71,26 +72,26 @@ impl Sick {
         running.stop().await;
     }
 
-    async fn rebuild(&self) {
+    pub async fn rebuild(&self) {
         let report = rebuild(&self.projector(), &Arc::default(), RebuildMode::Checked).await.expect("rebuilds");
         assert_eq!((report.switched, report.unexplained), (true, 0), "{report:?}");
     }
 
-    async fn letters(&self, status: &str) -> i64 {
+    pub async fn letters(&self, status: &str) -> i64 {
         self.bed.number(&format!("select count(*) from throughline.dead_letters where status = '{status}'")).await
     }
 
-    fn parked(&self) -> i64 {
+    pub fn parked(&self) -> i64 {
         self.bed.log.iter().filter(|event| event.stream_id == self.stream && event.version >= 2).count() as i64
     }
 
-    fn without_parked(&self) -> Vec<Stored> {
+    pub fn without_parked(&self) -> Vec<Stored> {
         let stays = |event: &&Stored| event.stream_id != self.stream || event.version < 2;
         self.bed.log.iter().filter(stays).cloned().collect()
     }
 }
 
-const EARLIEST: [(i32, i64); 3] = [(0, 0), (1, 0), (2, 0)];
+pub const EARLIEST: [(i32, i64); 3] = [(0, 0), (1, 0), (2, 0)];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_supersedes_letters_and_a_rebuild_after_it_leaves_nothing_out() {
@@ -254,4 +255,35 @@ async fn where_every_record_has_expired_the_store_has_the_events() {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_records_have_expired_but_the_last_the_store_has_the_events() {
     expired_while_away(77, false).await;
+}
+
+async fn session(sick: &Sick) -> tokio_postgres::Client {
+    connect::connect(&sick.bed.settings.database, &DatabaseRole::Owner).await.expect("connects")
+}
+
+/// The session of the one before may be there for a moment longer: that is nobody's rebuild.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_operation_may_follow_another_at_once() {
+    let sick = Sick::new(75).await;
+    sick.broken.store(false, Ordering::Release);
+    sick.bed.publish(&sick.bed.log).await;
+    sick.run().await;
+    sick.rebuild().await;
+    let leaving = session(&sick).await;
+    let lock = "select pg_advisory_lock(hashtext('throughline.rebuild'), hashtext($1))";
+    leaving.execute(lock, &[&NAME]).await.expect("locked");
+    let goes = tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        drop(leaving);
+    });
+    rollback(&sick.projector(), false).await.expect("it is waited for");
+    goes.await.expect("gone");
+    let stays = session(&sick).await;
+    stays.execute(lock, &[&NAME]).await.expect("locked");
+    let refused = rollback(&sick.projector(), false).await.expect_err("it is running").to_string();
+    assert!(refused.contains("wait for it to end"), "{refused}");
+    drop(stays);
+    rollback(&sick.projector(), false).await.expect("rolls back");
+    sick.run().await;
+    assert_folded(&sick.bed, NAME).await;
 }

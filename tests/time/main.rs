@@ -10,6 +10,7 @@ mod harness;
 mod outbox;
 
 mod events;
+mod held;
 mod leaps;
 mod server;
 mod spans;

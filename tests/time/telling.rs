@@ -29,14 +29,12 @@ async fn a_process_says_that_partitions_run_out() {
     // Somebody keeps a lock against new partitions, and those that there were are gone.
     blocker.batch_execute("set idle_in_transaction_session_timeout = 0").await.unwrap();
     eventually("no turn comes between", async || {
+        blocker.batch_execute("rollback").await.unwrap();
         let children = client.query("select name::text from throughline.spans('outbox')", &[]).await.unwrap();
         for row in children {
             client.batch_execute(&format!("drop table throughline.\"{}\"", row.get::<_, &str>(0))).await.unwrap();
         }
-        blocker
-            .batch_execute("rollback; begin; lock table throughline.outbox in share update exclusive mode")
-            .await
-            .unwrap();
+        blocker.batch_execute("begin; lock table throughline.outbox in share update exclusive mode").await.unwrap();
         (number(&client, "select count(*) from throughline.spans('outbox')").await == 0).then_some(())
     })
     .await;

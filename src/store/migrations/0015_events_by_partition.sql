@@ -35,16 +35,23 @@ select throughline.create_event_partitions(coalesce(
     (select max(count) from (select partitions from throughline.topics
                              union all select max(partition) + 1 from throughline.events_in_one_table) as known (count)), 0));
 insert into throughline.events select * from throughline.events_in_one_table;
--- Whoever might use the table may use this one; nobody has a right to a child.
+-- Whoever might use the table, or columns of it, may use this one; nobody has a right to a child.
 do $$
 declare
     given record;
 begin
     for given in
-        select a.grantee::regrole as grantee, a.privilege_type from pg_class c, aclexplode(c.relacl) a
-        where c.oid = 'throughline.events_in_one_table'::regclass and a.grantee <> c.relowner
+        select a.grantee, a.privilege_type, a.is_grantable, null as of_column, c.relowner
+        from pg_class c, aclexplode(c.relacl) a where c.oid = 'throughline.events_in_one_table'::regclass
+        union all
+        select a.grantee, a.privilege_type, a.is_grantable, quote_ident(t.attname), c.relowner
+        from pg_class c join pg_attribute t on t.attrelid = c.oid, aclexplode(t.attacl) a
+        where c.oid = 'throughline.events_in_one_table'::regclass
     loop
-        execute format('grant %s on throughline.events to %s', given.privilege_type, given.grantee);
+        continue when given.grantee = given.relowner;
+        execute format('grant %s%s on throughline.events to %s%s', given.privilege_type, '(' || given.of_column || ')',
+                       case given.grantee when 0 then 'public' else given.grantee::regrole::text end,
+                       case when given.is_grantable then ' with grant option' end);
     end loop;
 end $$;
 drop table throughline.events_in_one_table;
