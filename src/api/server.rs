@@ -23,6 +23,7 @@ use super::listen::Listener;
 use super::outcomes::Outcomes;
 use super::problem::{INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED, Problem, REQUEST_TIMEOUT};
 use super::rate_limit::RateLimiter;
+use super::stands::Stands;
 use super::{Api, Kind, browser, correlation, openapi};
 use crate::health::{Health, Heartbeat, Told};
 use crate::kafka::KafkaError;
@@ -127,7 +128,12 @@ async fn serve(
             health.register("api outcomes"),
             helpers.clone(),
         )),
-        tokio::spawn(api.checkpoints.clone().run(background, health.register("api checkpoints"), helpers.clone())),
+        tokio::spawn(api.checkpoints.clone().run(
+            background.clone(),
+            health.register("api checkpoints"),
+            helpers.clone(),
+        )),
+        tokio::spawn(api.stands.clone().run(background, health.register("api read tables"), helpers.clone())),
         tokio::spawn(keep_draining(api.clone(), health.register("api overflow"), helpers.clone())),
     ];
     let router = router(api.clone(), routes, others, refusals, authenticator, listener.hosts.clone());
@@ -149,6 +155,7 @@ fn api(settings: &Arc<Settings>, names: TopicNames, shutdown: CancellationToken)
         admission: Admission::new(settings),
         outcomes: Outcomes::new(settings),
         checkpoints: Checkpoints::new(settings),
+        stands: Stands::new(names.events()),
         rates: RateLimiter::new(http.admission.caller_commands_per_second_max, http.admission.callers_max),
         streams: Arc::new(Semaphore::new(http.event_streams_max)),
         settings: settings.clone(),

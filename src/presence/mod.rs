@@ -7,6 +7,7 @@
 //! loops told [`Health`] is passed on.
 
 pub mod read;
+mod stands;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use read::{Process, Seen, processes};
+pub use stands::{Stand, of_projections};
 
 use crate::health::{Health, PartitionReport, Told};
 use crate::settings::Settings;

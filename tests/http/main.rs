@@ -14,5 +14,6 @@ mod odd;
 mod partitions;
 mod queries;
 mod server;
+mod stands;
 mod start;
 mod tokens;
