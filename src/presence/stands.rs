@@ -41,7 +41,7 @@ const STANDS: &str = "
     where told.state is distinct from 'running'
       and (told.state = 'standing'
            or k.last_seq > coalesce(c.seq, 0)
-              and extract(epoch from clock_timestamp() - coalesce(told.since, c.updated_at, '-infinity')) > $2)";
+              and coalesce(coalesce(told.since, c.updated_at) < clock_timestamp() - make_interval(secs => $2), true))";
 
 /// The partitions of all projections of `topic` that do not go on.
 pub async fn of_projections(client: &impl GenericClient, topic: &str) -> Result<Vec<Stand>, StoreError> {
