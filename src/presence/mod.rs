@@ -232,3 +232,15 @@ fn clean(text: &str) -> String {
     }
     text[..end].replace('\0', "\u{fffd}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_that_quotes_a_record_is_text_that_postgresql_takes() {
+        assert_eq!(clean("a\0b"), "a\u{fffd}b");
+        let long = format!("{}é", "x".repeat(TEXT_BYTES_MAX - 1));
+        assert_eq!(clean(&long).len(), TEXT_BYTES_MAX - 1, "cut between characters");
+    }
+}

@@ -140,8 +140,11 @@ async fn what_waits_in_overflow_is_counted_and_is_the_lanes_once_it_is_moved() {
             .expect("queued");
         producer.flush(Duration::from_secs(10)).expect("delivered");
     };
-    let (_, said) = status(&harness).await;
-    assert_eq!(lane(&said, "overflow")["commands"], 0, "{said}");
+    eventually("the new topics have leaders", || async {
+        let (_, said) = status(&harness).await;
+        (lane(&said, "overflow")["commands"] == 0).then_some(())
+    })
+    .await;
     [1, 1, 1, 4, 4].into_iter().for_each(&send);
     let (_, said) = status(&harness).await;
     assert_eq!((&lane(&said, "overflow")["commands"], text(lane(&said, "overflow"), "topic")), (&5.into(), &*overflow));
