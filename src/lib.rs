@@ -20,7 +20,7 @@
 //! | [`processor`] | commands topic -> decide -> append | the rooms above, no context |
 //! | [`relay`] | outbox -> Kafka | the rooms above, no context |
 //! | [`projection`] | events topic -> read tables; reset, rebuild, dead letters | the rooms above, no context |
-//! | [`api`] | HTTP server, admission, problems, health | the rooms above, no context |
+//! | [`api`] | HTTP server, admission, problems, health | the rooms above, `presence`, no context |
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
 //! | [`presence`] | which processes live and what they do with their partitions, told to PostgreSQL | `settings`, `store`, `health` |

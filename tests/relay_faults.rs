@@ -11,6 +11,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use throughline::health::PartitionState;
 
 const RETRIABLE: [RDKafkaRespErr; 3] = [
     RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
@@ -156,4 +157,44 @@ async fn an_alarm_is_written_down_although_the_connection_was_left() {
         outbox::published(&client, &events, &[(partition, 62)]).await;
     }
     outbox::stop(running, token).await;
+}
+
+/// Where PostgreSQL keeps all partitions waiting, they stand after a while, and go on by themselves.
+async fn stands_while(name: &str, begin: &str, end: &str, word: &str) {
+    let mut harness = Harness::new(name).await;
+    harness.settings.relay.silence_ms = 1_000;
+    let mut client = harness.client().await;
+    let events = outbox::events(&client, &harness.names().events()).await;
+    let (running, token, health) = outbox::start_told(&harness.settings);
+    let states = |state: PartitionState| {
+        let reports = health.partition_reports();
+        reports.into_iter().filter(|report| report.state == state).collect::<Vec<_>>()
+    };
+    eventually("all run", || async { (states(PartitionState::Running).len() == 12).then_some(()) }).await;
+    client.batch_execute(begin).await.unwrap();
+    let standing = eventually("all stand", || async {
+        Some(states(PartitionState::Standing)).filter(|standing| standing.len() == 12)
+    })
+    .await;
+    assert!(
+        standing.iter().all(|one| one.reason.as_deref().is_some_and(|reason| reason.contains(word))),
+        "{standing:?}"
+    );
+    client.batch_execute(end).await.unwrap();
+    outbox::append(&mut client, events.id, 1, 5).await;
+    outbox::published(&client, &events, &[(1, 5)]).await;
+    eventually("all run again", || async { (states(PartitionState::Running).len() == 12).then_some(()) }).await;
+    outbox::stop(running, token).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_stand_while_the_outbox_may_not_be_read() {
+    let revoke = "revoke select on throughline.outbox from throughline_relay";
+    stands_while("relay_rights", revoke, "grant select on throughline.outbox to throughline_relay", "permission").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_stand_while_the_outbox_is_not_there() {
+    let hide = "alter table throughline.outbox rename to hidden";
+    stands_while("relay_hidden", hide, "alter table throughline.hidden rename to outbox", "outbox").await;
 }

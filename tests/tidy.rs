@@ -22,7 +22,7 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),
         ("relay", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
         ("projection", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),
-        ("api", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
+        ("api", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "presence"]),
     ])
 }
 

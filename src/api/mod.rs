@@ -24,6 +24,7 @@ pub mod problem;
 mod rate_limit;
 mod read;
 mod server;
+mod stands;
 mod submission;
 
 use std::sync::Arc;
@@ -59,6 +60,7 @@ pub struct Api {
     handover: handover::Handover,
     outcomes: Arc<outcomes::Outcomes>,
     checkpoints: Arc<consistency::Checkpoints>,
+    stands: Arc<stands::Stands>,
     rates: rate_limit::RateLimiter,
     streams: Arc<tokio::sync::Semaphore>,
     shutdown: tokio_util::sync::CancellationToken,

@@ -1,5 +1,7 @@
 //! One read of read tables: the wait for the caller's own writes before it, and how fresh it was after.
 
+use std::sync::Arc;
+
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use jiff::Timestamp;
@@ -7,9 +9,11 @@ use tokio_postgres::Statement;
 use utoipa::IntoParams;
 
 use super::extract::header;
-use super::problem::Problem;
+use super::problem::{NOT_FOUND, Problem};
+use super::stands::{self, Standing};
 use super::{Api, consistency};
 use crate::engine::Position;
+use crate::presence::Stand;
 use crate::store::Pooled;
 
 /// Sent with a read, answered by a decided write.
@@ -20,6 +24,9 @@ pub const CONSISTENCY: HeaderName = HeaderName::from_static("consistency");
 pub const AS_OF: HeaderName = HeaderName::from_static("as-of");
 /// `partition:seq` of the newest events that the answer contains.
 pub const AS_OF_POSITIONS: HeaderName = HeaderName::from_static("as-of-positions");
+/// Partitions that the answer should contain and that stand, so that it may lack what was decided since; absent where
+/// all go on.
+pub const PROJECTION_STANDING: HeaderName = HeaderName::from_static("projection-standing");
 
 /// Headers of every read, for the document.
 #[derive(Debug, IntoParams)]
@@ -43,11 +50,15 @@ pub struct Read {
     met: Option<bool>,
     projection: &'static str,
     checkpoint: Statement,
+    /// What of the projection stands; none where all goes on.
+    standing: Option<Arc<Standing>>,
 }
 
 /// How far the projection had come when the read began.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AsOf {
+    /// The only one that counts; none for all.
+    partition: Option<i32>,
     positions: Vec<Position>,
     last_event_at: Option<Timestamp>,
 }
@@ -70,7 +81,7 @@ impl Api {
                  order by partition",
             )
             .await?;
-        Ok(Read { client, met, projection, checkpoint })
+        Ok(Read { client, met, projection, checkpoint, standing: self.stands.of(projection) })
     }
 }
 
@@ -79,12 +90,26 @@ impl Read {
     /// one first: it then runs before, and never claims more than the read shows.
     pub async fn as_of(&self, partition: Option<i32>) -> Result<AsOf, Problem> {
         let rows = self.client.query(&self.checkpoint, &[&self.projection, &partition]).await?;
-        let mut as_of = AsOf::default();
+        let mut as_of = AsOf { partition, ..AsOf::default() };
         for row in &rows {
             as_of.positions.push(Position { partition: row.get(0), seq: row.get(1) });
             as_of.last_event_at = as_of.last_event_at.max(row.get(2));
         }
         Ok(as_of)
+    }
+
+    /// The answer where the read found nothing: that there is nothing, as `detail` says, or that nobody can say so
+    /// here, since `partition`, or one of them all, stands.
+    pub fn missing(&self, partition: Option<i32>, detail: impl Into<String>) -> Problem {
+        match self.standing_of(partition).next() {
+            Some(stand) => stands::problem(stand),
+            None => Problem::new(NOT_FOUND, detail),
+        }
+    }
+
+    fn standing_of(&self, partition: Option<i32>) -> impl Iterator<Item = &Stand> {
+        let all = self.standing.iter().flat_map(|standing| standing.values());
+        all.filter(move |stand| partition.is_none_or(|partition| partition == stand.partition))
     }
 
     /// Puts the freshness on the answer.
@@ -98,6 +123,13 @@ impl Read {
         let positions: Vec<String> = as_of.positions.iter().map(|p| format!("{}:{}", p.partition, p.seq)).collect();
         if let Ok(value) = HeaderValue::from_str(&positions.join(",")) {
             headers.insert(AS_OF_POSITIONS, value);
+        }
+        let standing: Vec<String> =
+            self.standing_of(as_of.partition).map(|stand| stand.partition.to_string()).collect();
+        if !standing.is_empty()
+            && let Ok(value) = HeaderValue::from_str(&standing.join(","))
+        {
+            headers.insert(PROJECTION_STANDING, value);
         }
         if let Some(met) = self.met {
             headers.insert(CONSISTENCY, HeaderValue::from_static(if met { "met" } else { "not-met" }));

@@ -24,6 +24,7 @@ use super::listen::Listener;
 use super::outcomes::Outcomes;
 use super::problem::{INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED, Problem, REQUEST_TIMEOUT};
 use super::rate_limit::RateLimiter;
+use super::stands::Stands;
 use super::{Api, Kind, browser, correlation, openapi};
 use crate::health::{Health, Heartbeat, Told};
 use crate::kafka::KafkaError;
@@ -152,18 +153,20 @@ fn help(
     health: &Arc<Health>,
     heartbeat: Heartbeat,
     helpers: &CancellationToken,
-) -> Result<[JoinHandle<()>; 4], ApiError> {
+) -> Result<[JoinHandle<()>; 5], ApiError> {
     // The pollers never wait behind reads for a connection.
     let background = Database::new(&api.settings.database, &DatabaseRole::Reader)?;
     let told = health.partitions("api");
     let sampler = Sampler::new(&api.settings, &api.names, api.admission.clone(), background.clone(), told)?;
     let beat = |what: &str| health.register(format!("api {what} {name}"));
     let outcomes = api.outcomes.clone().run(background.clone(), api.names.events(), beat("outcomes"), helpers.clone());
-    let checkpoints = api.checkpoints.clone().run(background, beat("checkpoints"), helpers.clone());
+    let checkpoints = api.checkpoints.clone().run(background.clone(), beat("checkpoints"), helpers.clone());
+    let stands = api.stands.clone().run(background, beat("read tables"), helpers.clone());
     Ok([
         tokio::spawn(sampler.run(heartbeat, helpers.clone())),
         tokio::spawn(outcomes),
         tokio::spawn(checkpoints),
+        tokio::spawn(stands),
         tokio::spawn(keep_draining(api.clone(), beat("overflow"), helpers.clone())),
     ])
 }
@@ -177,6 +180,7 @@ fn api(context: &ContextApi, shutdown: CancellationToken) -> Result<Api, ApiErro
         admission: Admission::new(settings),
         outcomes: Outcomes::new(settings),
         checkpoints: Checkpoints::new(settings),
+        stands: Stands::new(names.events()),
         rates: RateLimiter::new(http.admission.caller_commands_per_second_max, http.admission.callers_max),
         streams: Arc::new(Semaphore::new(http.event_streams_max)),
         settings: settings.clone(),

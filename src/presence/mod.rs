@@ -7,6 +7,7 @@
 //! loops told [`Health`] is passed on.
 
 pub mod read;
+mod stands;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use read::{Process, Seen, processes};
+pub use stands::{Stand, of_projections};
 
 use crate::health::{Health, PartitionReport, Told};
 use crate::settings::Settings;
@@ -229,4 +231,16 @@ fn clean(text: &str) -> String {
         end -= 1;
     }
     text[..end].replace('\0', "\u{fffd}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_that_quotes_a_record_is_text_that_postgresql_takes() {
+        assert_eq!(clean("a\0b"), "a\u{fffd}b");
+        let long = format!("{}é", "x".repeat(TEXT_BYTES_MAX - 1));
+        assert_eq!(clean(&long).len(), TEXT_BYTES_MAX - 1, "cut between characters");
+    }
 }

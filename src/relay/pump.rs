@@ -12,7 +12,7 @@ use super::lease::PartitionKey;
 use super::partition::State;
 use super::publisher::Publisher;
 use super::reader::{Mark, ReadRequest};
-use super::stream::{BACKOFF, Stream};
+use super::stream::{Away, BACKOFF, Stream};
 use crate::kafka::KafkaError;
 use crate::store::{Blame, StoreError};
 
@@ -216,9 +216,10 @@ impl Stream {
 
     /// Why nothing goes on: one line of log where it begins, and where it changes.
     fn note_away(&mut self, reason: String) {
-        if self.away.as_ref() != Some(&reason) {
+        if self.away.as_ref().is_none_or(|away| away.reason != reason) {
             tracing::warn!(reason, "the relay waits; tried again for as long as it takes");
         }
-        self.away = Some(reason);
+        let since = self.away.as_ref().map_or_else(Instant::now, |away| away.since);
+        self.away = Some(Away { since, reason });
     }
 }

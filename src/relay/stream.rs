@@ -48,8 +48,15 @@ pub struct Stream {
     pub(super) backoff: Duration,
     /// Rows of one partition in a page, at most: fewer while so many cannot be read in time.
     pub(super) extent: Extent,
-    /// Why nothing goes on, as it was told.
-    pub(super) away: Option<String>,
+    /// Why nothing goes on.
+    pub(super) away: Option<Away>,
+}
+
+/// A spell in which nothing goes on.
+pub(super) struct Away {
+    pub since: Instant,
+    /// As it was told last.
+    pub reason: String,
 }
 
 impl Stream {
@@ -100,7 +107,7 @@ impl Stream {
             }
             match &self.away {
                 None => self.heartbeat.ready(),
-                Some(reason) => self.heartbeat.not_ready(reason.as_str()),
+                Some(away) => self.heartbeat.not_ready(away.reason.as_str()),
             }
             self.tell();
             self.wait(&shutdown).await;

@@ -3,13 +3,24 @@
 //! Found out from the loop's own state at each turn, so that no way through the loop can forget to tell; said
 //! when it changes. Standing is told where the alarm is raised.
 
+use std::time::Duration;
+
 use super::partition::{Partition, State};
 use super::stream::Stream;
 use crate::health::PartitionState;
 
 impl Stream {
-    /// Tells what changed since the last turn.
+    /// Tells what changed since the last turn. What keeps everything waiting for longer than Kafka may be silent
+    /// makes every partition stand that has no reason of its own.
     pub(super) fn tell(&mut self) {
+        let patience = Duration::from_millis(self.settings.relay.silence_ms);
+        if let Some(away) = self.away.as_ref().filter(|away| away.since.elapsed() >= patience) {
+            for (key, ours) in self.partitions.iter_mut().filter(|(_, ours)| ours.alarm.is_none()) {
+                ours.told = Some(PartitionState::Standing);
+                self.told.standing(&ours.target.topic, key.partition, &away.reason, None);
+            }
+            return;
+        }
         for (key, ours) in &mut self.partitions {
             let now = doing(ours);
             if ours.told == now {

@@ -23,6 +23,8 @@ const METADATA_WAIT: Duration = Duration::from_millis(2_500);
 const BROKER_WAIT: Duration = Duration::from_millis(2_000);
 /// The ends of the commands topics have this long.
 const ENDS_WAIT: Duration = Duration::from_millis(1_500);
+/// What is moved out of overflow is known within this, or it is not told what waits there.
+const MOVED_WAIT: Duration = Duration::from_millis(1_000);
 /// The oldest waiting records are read for this long.
 const OLDEST_WAIT: Duration = Duration::from_millis(1_500);
 /// Brokers asked one by one, at most.
@@ -40,11 +42,11 @@ pub struct KafkaView {
     pub leaderless: Vec<Place>,
     /// Why it is not known what waits.
     pub unknown: Option<String>,
-    /// Records that wait, by partition of the commands topics.
+    /// Records that wait, by partition of the commands topics and of overflow.
     pub waiting: HashMap<Place, WaitingRecords>,
 }
 
-/// Records of one partition behind the processor's offset.
+/// Records of one partition behind the processor's offset, or behind the drainer's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WaitingRecords {
     pub records: i64,
@@ -73,7 +75,7 @@ pub(super) async fn look(subject: &Subject) -> KafkaView {
     KafkaView { silent, ..view }
 }
 
-/// What waits behind `next`, the processors' offsets; unknown without them.
+/// What waits behind `next`, the processors' offsets, and in overflow; unknown without them.
 pub(super) async fn count_waiting(
     subject: &Subject,
     mut view: KafkaView,
@@ -81,10 +83,25 @@ pub(super) async fn count_waiting(
 ) -> KafkaView {
     let Some(next) = next.filter(|_| view.away.is_none()) else { return view };
     let (settings, partitions) = (subject.settings.kafka.clone(), subject.settings.topics.command_partitions);
-    let lanes: Vec<String> = subject.contexts.iter().flat_map(|names| names.lanes()).collect();
     let known = |topic: &String| !view.missing_topics.contains(topic);
-    let lanes: Vec<String> = lanes.into_iter().filter(known).collect();
-    match blocking(move || waiting(&settings, &lanes, partitions, &next)).await.and_then(|found| found) {
+    let mut topics: Vec<String> = subject.contexts.iter().flat_map(|names| names.lanes()).filter(known).collect();
+    let overflow = subject.contexts.iter().map(|names| (names.overflow(), names.overflow_group()));
+    let overflow: Vec<(String, String)> = overflow.filter(|(topic, _)| known(topic)).collect();
+    let count = move || {
+        let mut next = next;
+        for (topic, group) in overflow {
+            match moved(&settings, &topic, &group, partitions) {
+                Ok(moved) => next.extend(moved),
+                Err(error) => {
+                    tracing::debug!(%error, topic, "it is not known what was moved out of overflow");
+                    continue;
+                }
+            }
+            topics.push(topic);
+        }
+        waiting(&settings, &topics, partitions, &next)
+    };
+    match blocking(count).await.and_then(|found| found) {
         Ok(waiting) => view.waiting = waiting,
         Err(reason) => view.unknown = Some(reason),
     }
@@ -93,7 +110,7 @@ pub(super) async fn count_waiting(
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     let late = |_| Err("no answer in time".to_owned());
-    let bound = METADATA_WAIT.max(ENDS_WAIT + OLDEST_WAIT) + Duration::from_millis(500);
+    let bound = METADATA_WAIT.max(MOVED_WAIT + ENDS_WAIT + OLDEST_WAIT) + Duration::from_millis(500);
     let done = tokio::time::timeout(bound, tokio::task::spawn_blocking(work)).await;
     done.map_or_else(late, |done| done.map_err(|error| error.to_string()))
 }
@@ -133,6 +150,26 @@ fn ask_broker(settings: &KafkaSettings, broker: &str, topic: Option<&str>) -> Re
     config.set("bootstrap.servers", broker);
     let client = client::inquirer_of(&config).map_err(|error| error.to_string())?;
     client.fetch_metadata(topic, BROKER_WAIT).map(drop).map_err(|error| error.to_string())
+}
+
+/// How far each partition of overflow is moved to the lanes; missing where nothing was so far. Joins no group.
+fn moved(
+    settings: &KafkaSettings,
+    topic: &str,
+    group: &str,
+    partitions: i32,
+) -> Result<HashMap<Place, i64>, ClientError> {
+    let client = client::inquirer_of(&client::consumer(settings, group, ""))
+        .map_err(|error| ClientError::ClientCreation(error.to_string()))?;
+    let mut list = TopicPartitionList::new();
+    list.add_partition_range(topic, 0, partitions - 1);
+    let committed = client.committed_offsets(list, MOVED_WAIT)?;
+    let known = committed.elements();
+    let known = known.iter().filter_map(|element| match element.offset() {
+        Offset::Offset(offset) => Some(((element.topic().to_owned(), element.partition()), offset)),
+        _ => None,
+    });
+    Ok(known.collect())
 }
 
 fn waiting(

@@ -85,7 +85,7 @@ pub struct Live {
     pub owns: BTreeMap<String, usize>,
 }
 
-/// Commands accepted and not decided, of one lane.
+/// Commands accepted and not decided, of one lane, or in overflow and of no lane yet.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Waiting {
@@ -145,6 +145,8 @@ pub const UNOWNED: &str = "unowned";
 pub const UNKNOWN: &str = "unknown";
 /// The state of the partitions of a projection that an operator paused.
 pub const PAUSED: &str = "paused";
+/// Where commands wait that no lane had room for.
+const OVERFLOW: &str = "overflow";
 /// Lanes by falling priority, as [`TopicNames::lanes`] orders them.
 const LANES: [&str; 3] = ["priority", "normal", "bulk"];
 
@@ -181,7 +183,7 @@ fn assemble(subject: &Subject, store: Result<StoreView, String>, cluster: &Kafka
         ok: true,
         processes: alive.iter().map(live).collect(),
         lost: lost.iter().map(live).collect(),
-        waiting: waiting(subject, &partitions),
+        waiting: waiting(subject, &partitions, cluster),
         outbox: store.ok().map(|store| store.outbox()),
         projections: projections(subject, store.ok(), &partitions),
         dead_letters: store.ok().map(|store| store.dead_letters),
@@ -273,16 +275,22 @@ fn fill(row: &mut PartitionRow, subject: &Subject, store: Option<&StoreView>, cl
     }
 }
 
-fn waiting(subject: &Subject, partitions: &[PartitionRow]) -> Vec<Waiting> {
+fn waiting(subject: &Subject, partitions: &[PartitionRow], cluster: &KafkaView) -> Vec<Waiting> {
     let lanes = subject.contexts.iter().flat_map(|names| LANES.into_iter().zip(names.lanes()));
-    lanes
-        .map(|(lane, topic)| {
-            let rows = || partitions.iter().filter(|row| row.loop_name == judge::PROCESSOR && row.topic == topic);
-            let commands = rows().map(|row| row.waiting).sum();
-            let oldest_seconds = rows().filter_map(|row| row.oldest_seconds).reduce(f64::max);
-            Waiting { lane, topic, commands, oldest_seconds }
-        })
-        .collect()
+    let lanes = lanes.map(|(lane, topic)| {
+        let rows = || partitions.iter().filter(|row| row.loop_name == judge::PROCESSOR && row.topic == topic);
+        let commands = rows().map(|row| row.waiting).sum();
+        let oldest_seconds = rows().filter_map(|row| row.oldest_seconds).reduce(f64::max);
+        Waiting { lane, topic, commands, oldest_seconds }
+    });
+    let overflow = subject.contexts.iter().map(|names| {
+        let topic = names.overflow();
+        let parts = || cluster.waiting.iter().filter(|((of, _), _)| *of == topic).map(|(_, waiting)| waiting);
+        let commands = parts().map(|part| part.records).reduce(|sum, records| sum + records);
+        let oldest_seconds = parts().filter_map(|part| part.oldest_seconds).reduce(f64::max);
+        Waiting { lane: OVERFLOW, topic, commands, oldest_seconds }
+    });
+    lanes.chain(overflow).collect()
 }
 
 fn projections(subject: &Subject, store: Option<&StoreView>, partitions: &[PartitionRow]) -> Vec<ProjectionRow> {

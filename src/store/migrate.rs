@@ -31,6 +31,7 @@ pub const MIGRATIONS: &[Migration] = &[
     },
     Migration { number: 12, name: "ids", sql: include_str!("migrations/0012_ids.sql") },
     Migration { number: 15, name: "events by partition", sql: include_str!("migrations/0015_events_by_partition.sql") },
+    Migration { number: 16, name: "read side told", sql: include_str!("migrations/0016_read_side_told.sql") },
     Migration { number: 17, name: "pieces and gaps", sql: include_str!("migrations/0017_pieces_and_gaps.sql") },
 ];
 

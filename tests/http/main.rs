@@ -15,5 +15,6 @@ mod odd;
 mod partitions;
 mod queries;
 mod server;
+mod stands;
 mod start;
 mod tokens;

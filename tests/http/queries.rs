@@ -4,7 +4,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::Harness;
+use crate::harness::{Harness, eventually};
 use crate::server::{Answer, Server, a_payment, an_order};
 
 /// Groups take their time to gather on a busy machine: reads wait for them.
@@ -138,8 +138,13 @@ async fn a_token_that_is_not_met_in_time_is_told() {
     assert_eq!((list.status, list.header("consistency")), (200, "not-met"));
     assert_eq!(list.body["items"], json!([]));
     let order = format!("/api/orders/{}", placed.text("orderId"));
-    let missing = read_after(&server, &order, placed.header("consistency-token")).await;
-    missing.is_problem(404, "NOT_FOUND");
+    // Nobody projects, which is known after a while.
+    let missing = eventually("the reason is known", || async {
+        let missing = read_after(&server, &order, placed.header("consistency-token")).await;
+        Some(missing).filter(|missing| missing.status == 503)
+    })
+    .await;
+    missing.is_problem(503, "PROJECTION_STANDING");
     assert_eq!(missing.header("consistency"), "not-met");
     server.stop().await;
 }

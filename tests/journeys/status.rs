@@ -130,6 +130,43 @@ async fn who_lives_who_owns_what_and_what_waits_for_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_overflow_is_counted_and_is_the_lanes_once_it_is_moved() {
+    let harness = Harness::new("status_overflow").await;
+    let overflow = harness.names().overflow();
+    let producer: BaseProducer = client::producer(&harness.settings.kafka, 1).create().expect("a producer");
+    let send = |partition| {
+        producer
+            .send(BaseRecord::<str, str>::to(&overflow).partition(partition).key("k").payload("{}"))
+            .expect("queued");
+        producer.flush(Duration::from_secs(10)).expect("delivered");
+    };
+    eventually("the new topics have leaders", || async {
+        let (_, said) = status(&harness).await;
+        (lane(&said, "overflow")["commands"] == 0).then_some(())
+    })
+    .await;
+    [1, 1, 1, 4, 4].into_iter().for_each(&send);
+    let (_, said) = status(&harness).await;
+    assert_eq!((&lane(&said, "overflow")["commands"], text(lane(&said, "overflow"), "topic")), (&5.into(), &*overflow));
+    assert!(lane(&said, "overflow")["oldestSeconds"].as_f64().is_some_and(|age| age < 60.0), "{said}");
+    assert_eq!(lane(&said, "normal")["commands"], 0, "{said}");
+    let screen = ended(&mut command(&harness, &["status"])).await.stdout;
+    assert!(screen.lines().any(|line| line.contains("commands, overflow") && line.contains(" 5 ")), "{screen}");
+
+    let api = Process::run(&harness, &["api"]);
+    eventually("all is moved", || async {
+        let (_, said) = status(&harness).await;
+        (lane(&said, "overflow")["commands"] == 0 && lane(&said, "normal")["commands"] == 5).then_some(())
+    })
+    .await;
+    assert_eq!(api.terminate().await, 0);
+    // Behind what was moved, not from the first record on.
+    send(4);
+    let (_, said) = status(&harness).await;
+    assert_eq!(lane(&said, "overflow")["commands"], 1, "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_stands_is_told_with_reason_and_cure_and_takes_nobody_out() {
     let harness = Harness::new("status_stands").await;
     let client = harness.client().await;

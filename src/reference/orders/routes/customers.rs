@@ -13,7 +13,6 @@ use tokio_postgres::Row;
 use utoipa::ToSchema;
 
 use super::amount::amount_text;
-use throughline::api::problem::NOT_FOUND;
 use throughline::api::{Api, PathOf, Problem, ProblemBody, ReadHeaders};
 
 const PROJECTION: &str = "customer-summary";
@@ -55,8 +54,10 @@ pub struct CurrencySummary {
     params(("customerId" = String, Path, min_length = 1, max_length = 128), ReadHeaders),
     responses(
         (status = 200, body = CustomerSummary, description = "The sums; `As-Of` tells how fresh they are",
-         headers(("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String))),
+         headers(("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String),
+                 ("Projection-Standing" = String, description = "Partitions that stand, as `2,5`: the answer may lack what was decided since; absent where all go on"))),
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "No order of that customer is visible (yet)"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "Not now: see `code` and `Retry-After`. `PROJECTION_STANDING`: nothing was found, and the part of the read table that would show it stands; the detail tells the reason, since when, and the next step"),
     ),
 )]
 pub async fn customer_summary(
@@ -76,7 +77,7 @@ pub async fn customer_summary(
     let rows = async { read.client.query(&statement, &[&customer_id]).await.map_err(Problem::from) };
     let (as_of, rows) = futures_util::try_join!(read.as_of(None), rows)?;
     let mut response = match summary(customer_id, &rows) {
-        None => Problem::new(NOT_FOUND, "no order of this customer is visible").into_response(),
+        None => read.missing(None, "no order of this customer is visible").into_response(),
         Some(summary) => Json(summary).into_response(),
     };
     read.stamp(&as_of, &mut response);

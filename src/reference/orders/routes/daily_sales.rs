@@ -75,7 +75,8 @@ pub struct SalesPage {
 #[utoipa::path(
     get, path = "/api/sales/daily", tag = "sales", params(SalesQuery, ReadHeaders),
     responses((status = 200, body = SalesPage, description = "A page; `As-Of` tells how fresh it is",
-               headers(("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String)))),
+               headers(("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String),
+                 ("Projection-Standing" = String, description = "Partitions that stand, as `2,5`: the answer may lack what was decided since; absent where all go on")))),
 )]
 pub async fn daily_sales(
     State(api): State<Arc<Api>>,

@@ -16,7 +16,6 @@ use uuid::Uuid;
 
 use super::amount::{amount_text, price_text};
 use super::answers::put;
-use throughline::api::problem::NOT_FOUND;
 use throughline::api::{Api, Id, PathOf, Problem, ProblemBody, ReadHeaders};
 use throughline::engine::destination_partition;
 
@@ -76,9 +75,11 @@ pub struct OrderLine {
     ),
     responses(
         (status = 200, body = OrderDetails, description = "The order; `ETag` is its version",
-         headers(("ETag" = String), ("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String))),
+         headers(("ETag" = String), ("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String),
+                 ("Projection-Standing" = String, description = "Partitions that stand, as `2,5`: the answer may lack what was decided since; absent where all go on"))),
         (status = 304, description = "It stands at the version of `If-None-Match`"),
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "No such order is visible (yet)"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "Not now: see `code` and `Retry-After`. `PROJECTION_STANDING`: nothing was found, and the part of the read table that would show it stands; the detail tells the reason, since when, and the next step"),
     ),
 )]
 pub async fn order_details(
@@ -103,7 +104,7 @@ pub async fn order_details(
     let lines = async { read.client.query(&lines, &[&order_id]).await.map_err(Problem::from) };
     let (as_of, order, lines) = futures_util::try_join!(read.as_of(Some(partition)), order, lines)?;
     let mut response = match order {
-        None => Problem::new(NOT_FOUND, format!("no order {order_id} is visible")).into_response(),
+        None => read.missing(Some(partition), format!("no order {order_id} is visible")).into_response(),
         Some(order) => answer(details(order_id, &order, &lines), &headers),
     };
     read.stamp(&as_of, &mut response);

@@ -18,8 +18,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::order_history::{HistoryEvent, PROJECTION, events};
-use throughline::api::problem::{INVALID_REQUEST, NOT_FOUND};
+use throughline::api::problem::INVALID_REQUEST;
 use throughline::api::{Api, Id, PathOf, Problem, ProblemBody, ReadHeaders};
+use throughline::engine::destination_partition;
 
 /// Events of one look, at most.
 const EVENTS_MAX: i64 = 100;
@@ -47,6 +48,7 @@ pub struct ChangeEvent {
     responses(
         (status = 200, content_type = "text/event-stream", body = ChangeEvent, description = "One server-sent event each: `id` is the version, `event` the type, `data` as in the history"),
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "No such order is visible (yet)"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "Not now: see `code` and `Retry-After`. `PROJECTION_STANDING`: nothing was found, and the part of the read table that would show it stands; the detail tells the reason, since when, and the next step"),
     ),
 )]
 pub async fn order_events(
@@ -58,7 +60,8 @@ pub async fn order_events(
     let place = api.open_stream()?;
     let read = api.begin_read(&headers, PROJECTION).await?;
     if events(&read, order_id, 0, None, None, Some(1)).await?.is_empty() {
-        return Err(Problem::new(NOT_FOUND, format!("no order {order_id} is visible")));
+        let partition = destination_partition(order_id, api.settings.topics.event_partitions);
+        return Err(read.missing(Some(partition), format!("no order {order_id} is visible")));
     }
     drop(read);
     let http = &api.settings.http;

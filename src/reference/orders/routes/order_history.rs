@@ -19,7 +19,7 @@ use super::is_of_our_era;
 use crate::orders::OrdersContext;
 use crate::orders::domain::Order;
 use crate::orders::event_json::event_of_json;
-use throughline::api::problem::{INTERNAL_ERROR, INVALID_REQUEST, NOT_FOUND};
+use throughline::api::problem::{INTERNAL_ERROR, INVALID_REQUEST};
 use throughline::api::{Api, Id, PathOf, Problem, ProblemBody, QueryOf, Read, ReadHeaders};
 use throughline::engine::{Aggregate, BoundedContext, destination_partition};
 
@@ -77,8 +77,10 @@ pub struct OrderHistory {
     params(("orderId" = Uuid, Path), HistoryQuery, ReadHeaders),
     responses(
         (status = 200, body = OrderHistory, description = "The events; `ETag` is the version of the last one",
-         headers(("ETag" = String), ("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String))),
+         headers(("ETag" = String), ("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String),
+                 ("Projection-Standing" = String, description = "Partitions that stand, as `2,5`: the answer may lack what was decided since; absent where all go on"))),
         (status = 404, body = ProblemBody, content_type = "application/problem+json", description = "No such order is visible, or was then"),
+        (status = 503, body = ProblemBody, content_type = "application/problem+json", description = "Not now: see `code` and `Retry-After`. `PROJECTION_STANDING`: nothing was found, and the part of the read table that would show it stands; the detail tells the reason, since when, and the next step"),
     ),
 )]
 pub async fn order_history(
@@ -99,7 +101,7 @@ pub async fn order_history(
     let events = events(&read, order_id, 0, query.at_version, at_time, None);
     let (as_of, events) = futures_util::try_join!(read.as_of(Some(partition)), events)?;
     let last_version = events.last().map(|event| event.version);
-    let missing = || Problem::new(NOT_FOUND, format!("no order {order_id} is visible, or was at that moment"));
+    let missing = || read.missing(Some(partition), format!("no order {order_id} is visible, or was at that moment"));
     let mut response = match last_version {
         None => missing().into_response(),
         // A version that is not there yet is not the newest one under another name.

@@ -114,7 +114,8 @@ pub struct OrderPage {
 #[utoipa::path(
     get, path = "/api/orders", tag = "orders", params(ListQuery, ReadHeaders),
     responses((status = 200, body = OrderPage, description = "A page; `As-Of` tells how fresh it is",
-               headers(("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String)))),
+               headers(("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String),
+                 ("Projection-Standing" = String, description = "Partitions that stand, as `2,5`: the answer may lack what was decided since; absent where all go on")))),
 )]
 pub async fn list_orders(
     State(api): State<Arc<Api>>,

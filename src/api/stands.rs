@@ -1,0 +1,118 @@
+//! What stands of the read tables, kept in memory, so that a read that finds nothing can say whether that means
+//! anything. Looked up in the background: no read asks for it, and a table that goes on costs a read one look at a
+//! map that is empty. PostgreSQL is the authority; what is told may be [`LOOK_EVERY`] and a heartbeat late.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::problem::{PROJECTION_STANDING, Problem};
+use crate::health::{Heartbeat, Told};
+use crate::presence::{self, Stand};
+use crate::store::{Database, StoreError};
+
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A look takes this long, at most.
+const ANSWER_WAIT: Duration = Duration::from_secs(4);
+/// What a look found counts for this long; then nothing is known, and reads answer as if all went on.
+const KNOWN_FOR: Duration = Duration::from_secs(10);
+/// When a read may be worth another try, seconds.
+const RETRY_SECONDS: u64 = 5;
+
+/// Partitions of one projection that stand, by number.
+pub(super) type Standing = BTreeMap<i32, Stand>;
+
+struct Look {
+    at: Instant,
+    found: HashMap<String, Arc<Standing>>,
+}
+
+/// What the last look found.
+pub(super) struct Stands {
+    topic: String,
+    look: watch::Sender<Look>,
+}
+
+impl Stands {
+    /// Nothing is known yet. `topic` is the events topic.
+    pub(super) fn new(topic: String) -> Arc<Self> {
+        Arc::new(Self { topic, look: watch::Sender::new(Look { at: Instant::now(), found: HashMap::new() }) })
+    }
+
+    /// What stands of `projection`; none where nothing does.
+    pub(super) fn of(&self, projection: &str) -> Option<Arc<Standing>> {
+        let look = self.look.borrow();
+        let found = look.found.get(projection)?;
+        (look.at.elapsed() < KNOWN_FOR).then(|| found.clone())
+    }
+
+    /// Looks until cancelled.
+    pub(super) async fn run(self: Arc<Self>, database: Database, heartbeat: Heartbeat, shutdown: CancellationToken) {
+        let told = Told::new("it is not known which read tables stand, and reads cannot tell");
+        // Ready for good: whether the database answers, the admission's loop tells.
+        heartbeat.ready();
+        loop {
+            heartbeat.beat();
+            match tokio::time::timeout(ANSWER_WAIT, self.look(&database)).await {
+                Ok(Ok(())) => drop(told.well()),
+                Ok(Err(error)) => drop(told.failed(&error.to_string())),
+                Err(_) => drop(told.failed(&format!("no answer within {} s", ANSWER_WAIT.as_secs()))),
+            }
+            if shutdown.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn look(&self, database: &Database) -> Result<(), StoreError> {
+        let at = Instant::now();
+        let client = database.client().await?;
+        self.keep(at, presence::of_projections(&**client, &self.topic).await?);
+        Ok(())
+    }
+
+    fn keep(&self, at: Instant, stands: Vec<Stand>) {
+        let mut found: HashMap<String, Standing> = HashMap::new();
+        for stand in stands {
+            found.entry(stand.projection.clone()).or_default().insert(stand.partition, stand);
+        }
+        let found = found.into_iter().map(|(projection, standing)| (projection, Arc::new(standing))).collect();
+        self.look.send_replace(Look { at, found });
+    }
+}
+
+/// The answer where nothing was found and `stand` may be why.
+pub(super) fn problem(stand: &Stand) -> Problem {
+    let Stand { projection, partition, since, reason, cure } = stand;
+    let since = since.map(|at| format!(" since {at:.0}")).unwrap_or_default();
+    let detail = format!("projection {projection} stands at partition {partition}{since}: {reason}. Next step: {cure}");
+    Problem::new(PROJECTION_STANDING, detail).retry_after(RETRY_SECONDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stand() -> Stand {
+        let [projection, reason, cure] = ["order-list", "a hole", "look"].map(str::to_owned);
+        Stand { projection, partition: 2, since: None, reason, cure }
+    }
+
+    #[test]
+    fn what_a_look_found_counts_until_the_next_one_and_for_a_while() {
+        let stands = Stands::new("events".to_owned());
+        assert_eq!(stands.of("order-list"), None);
+        stands.keep(Instant::now(), vec![stand()]);
+        assert_eq!(stands.of("order-list").map(|found| found[&2].clone()), Some(stand()));
+        assert_eq!(stands.of("order-details"), None);
+        let Some(long_ago) = Instant::now().checked_sub(KNOWN_FOR) else { return };
+        stands.keep(long_ago, vec![stand()]);
+        assert_eq!(stands.of("order-list"), None);
+        stands.keep(Instant::now(), Vec::new());
+        assert_eq!(stands.of("order-list"), None);
+    }
+}
