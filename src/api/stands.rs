@@ -98,21 +98,21 @@ mod tests {
     use super::*;
 
     fn stand() -> Stand {
-        let [projection, reason, cure] = ["order-list", "a hole", "look"].map(str::to_owned);
+        let [projection, reason, cure] = ["balances", "a hole", "look"].map(str::to_owned);
         Stand { projection, partition: 2, since: None, reason, cure }
     }
 
     #[test]
     fn what_a_look_found_counts_until_the_next_one_and_for_a_while() {
         let stands = Stands::new("events".to_owned());
-        assert_eq!(stands.of("order-list"), None);
+        assert_eq!(stands.of("balances"), None);
         stands.keep(Instant::now(), vec![stand()]);
-        assert_eq!(stands.of("order-list").map(|found| found[&2].clone()), Some(stand()));
+        assert_eq!(stands.of("balances").map(|found| found[&2].clone()), Some(stand()));
         assert_eq!(stands.of("order-details"), None);
         let Some(long_ago) = Instant::now().checked_sub(KNOWN_FOR) else { return };
         stands.keep(long_ago, vec![stand()]);
-        assert_eq!(stands.of("order-list"), None);
+        assert_eq!(stands.of("balances"), None);
         stands.keep(Instant::now(), Vec::new());
-        assert_eq!(stands.of("order-list"), None);
+        assert_eq!(stands.of("balances"), None);
     }
 }
