@@ -21,7 +21,8 @@ pub enum DevRunner {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DevSettings {
-    /// Data, logs and process ids live here; one set of services a directory.
+    /// Data, logs and process ids live here; one set of services a directory. A relative path begins at the nearest
+    /// folder above with a `Cargo.lock`, where there is one.
     pub directory: PathBuf,
     /// Fetched Kafka artifacts live here, shared by every set of services.
     pub kafka_cache: PathBuf,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::DevError;
+use super::state::in_workspace;
 use super::{CancelFlag, Layout, Origin, Report, Services, blocking, compose_for};
 use crate::settings::DevSettings;
 
@@ -24,8 +25,7 @@ pub async fn start(settings: &DevSettings, report: Report) -> Result<Services, D
     let layout = Layout::of(settings)?;
     let absolute = DevSettings {
         directory: layout.root.clone(),
-        kafka_cache: std::path::absolute(&settings.kafka_cache)
-            .map_err(DevError::file("find", &settings.kafka_cache))?,
+        kafka_cache: in_workspace(&settings.kafka_cache)?,
         ..settings.clone()
     };
     let origin = blocking(move || launch(&absolute, &layout, &report)).await?;

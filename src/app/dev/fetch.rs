@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::error::{DevError, last_lines};
 use super::kafka;
 use super::process::{CancelFlag, run_to_end};
-use super::state::{lock_file, short_hash};
+use super::state::{in_workspace, lock_file, short_hash};
 use super::{Report, java};
 use crate::settings::DevSettings;
 
@@ -31,7 +31,7 @@ pub(super) struct KafkaFiles {
 }
 
 fn folder(settings: &DevSettings) -> Result<PathBuf, DevError> {
-    let cache = std::path::absolute(&settings.kafka_cache).map_err(DevError::file("find", &settings.kafka_cache))?;
+    let cache = in_workspace(&settings.kafka_cache)?;
     Ok(cache.join(format!("{VERSION}-{}", short_hash(POM.as_bytes()))))
 }
 

@@ -26,7 +26,7 @@ pub struct Layout {
 impl Layout {
     /// The layout of a settings' directory; creates nothing.
     pub fn of(settings: &DevSettings) -> Result<Self, DevError> {
-        let root = std::path::absolute(&settings.directory).map_err(DevError::file("find", &settings.directory))?;
+        let root = in_workspace(&settings.directory)?;
         Ok(Self { root })
     }
 
@@ -239,4 +239,12 @@ pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DevError> {
         std::fs::rename(&part, path)
     };
     write().map_err(DevError::file("write", path))
+}
+
+/// Where a relative path of the settings leads: from the nearest folder above with a `Cargo.lock`, so that the
+/// services of a workspace are the same from wherever in it one looks; elsewhere, from the current folder.
+pub(super) fn in_workspace(path: &Path) -> Result<PathBuf, DevError> {
+    let here = std::env::current_dir().map_err(DevError::file("find", path))?;
+    let root = here.ancestors().find(|folder| folder.join("Cargo.lock").is_file()).unwrap_or(&here);
+    std::path::absolute(root.join(path)).map_err(DevError::file("find", path))
 }
