@@ -13,6 +13,7 @@
 //! | room | what it is for | may import |
 //! |---|---|---|
 //! | [`engine`] | the vocabulary of a bounded context: aggregate, command, event, projection | nothing of ours |
+//! | [`plain`] | contexts of plain Rust types, by serde | `engine`, `avro` |
 //! | [`settings`] | every setting, its default and unit | nothing of ours |
 //! | [`avro`] | schema catalogue, codec, upcasting, registry API | `engine` |
 //! | [`store`] | PostgreSQL: connections, migrations, what several loops ask | `settings` |
@@ -50,6 +51,7 @@ pub mod engine;
 pub mod health;
 pub mod kafka;
 pub mod panics;
+pub mod plain;
 pub mod presence;
 pub mod processor;
 pub mod projection;

@@ -46,7 +46,8 @@ pub struct Context<C: BoundedContext> {
 impl<C: BoundedContext> Context<C> {
     /// A context that publishes events of these schemas; `codec` makes its codec, given the ids of the schemas.
     pub fn new(schemas: Schemas, codec: fn(&SchemaIds) -> anyhow::Result<C::Codec>) -> Self {
-        let (routes, messages) = (OpenApiRouter::new, Messages::default);
+        let messages = || Messages { stream: "stream", ..Messages::default() };
+        let routes = OpenApiRouter::new;
         Self { schemas, codec, projections: Vec::new(), routes, refusals: &[], messages }
     }
 

@@ -1,0 +1,36 @@
+//! A bank on Throughline: one context, and everything else is given.
+
+mod account;
+
+use std::process::ExitCode;
+
+use throughline::App;
+use throughline::app::Context;
+use throughline::avro::{Published, Schemas, Upcasters};
+use throughline::plain::{Plain, PlainContext, StateTable};
+
+/// The context of accounts.
+struct Bank;
+
+impl PlainContext for Bank {
+    type Aggregate = account::Account;
+
+    const NAME: &'static str = "bank";
+    const NAMESPACE: &'static str = "acme.bank";
+    const STREAM_ID_FIELD: &'static str = "accountId";
+    const SCHEMAS: Schemas = Schemas {
+        published: &[
+            Published { event_type: "Opened", version: 1, definition: include_str!("../schemas/Opened.v1.avsc") },
+            Published { event_type: "Deposited", version: 1, definition: include_str!("../schemas/Deposited.v1.avsc") },
+            Published { event_type: "Withdrawn", version: 1, definition: include_str!("../schemas/Withdrawn.v1.avsc") },
+        ],
+        upcasters: || Upcasters::new(&[]),
+        lock: include_str!("../schemas/schemas.lock"),
+    };
+}
+
+fn main() -> ExitCode {
+    let bank =
+        Context::<Plain<Bank>>::new(Bank::SCHEMAS, Plain::codec).projection(StateTable::<Bank>::new("accounts", 1));
+    App::new("Acme").context(bank).main()
+}

@@ -1,0 +1,168 @@
+//! The bank as its users and operators meet it: its binary, on a real Kafka and PostgreSQL.
+
+use std::io::Write as _;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use throughline::app::dev::Services;
+use throughline::settings::LoadedSettings;
+use tokio_postgres::NoTls;
+
+const ACCOUNT: &str = "0198c0de-7a3e-7000-8000-000000000001";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A database and topics of this test's own.
+struct Bank {
+    environment: Vec<(&'static str, String)>,
+    url: String,
+    _services: Services,
+}
+
+impl Bank {
+    async fn new() -> Self {
+        let settings = LoadedSettings::load(None, &[]).expect("settings of the environment").settings;
+        let services = Services::open(&settings).await.expect("services start");
+        let name = format!("bank_{}", SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis());
+        client(&services.database_url)
+            .await
+            .batch_execute(&format!("create database {name}"))
+            .await
+            .expect("a database");
+        let (server, _) = services.database_url.rsplit_once('/').expect("a database is named");
+        let url = format!("{server}/{name}");
+        let environment = vec![
+            ("KAFKA_BROKERS", services.kafka_brokers.clone()),
+            ("DATABASE_URL", url.clone()),
+            ("THROUGHLINE__TOPICS__PREFIX", format!("{name}-")),
+            ("HTTP_LISTEN", "127.0.0.1:0".to_owned()),
+            ("ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+            ("THROUGHLINE__HTTP__SHUTDOWN_NOTICE_MS", "0".to_owned()),
+        ];
+        Self { environment, url, _services: services }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bank"));
+        command.args(arguments).envs(self.environment.iter().cloned()).stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a command to its end; its output and its exit code.
+    fn run(&self, arguments: &[&str], input: &str) -> (String, i32) {
+        let mut child = self.command(arguments).spawn().expect("it starts");
+        child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads");
+        let Output { status, stdout, stderr } = child.wait_with_output().expect("it ends");
+        let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        (said, status.code().unwrap_or(-1))
+    }
+
+    /// Sends commands, and waits for what became of each: `accepted`, or the code of a refusal.
+    async fn send(&self, commands: &[&str]) -> Vec<String> {
+        let lines: Vec<String> =
+            commands.iter().map(|rest| format!("{{\"accountId\":\"{ACCOUNT}\",{rest}}}\n")).collect();
+        let (sent, code) = self.run(&["command", "send"], &lines.concat());
+        assert_eq!(code, 0, "{sent}");
+        let mut outcomes = Vec::new();
+        for id in sent.lines() {
+            outcomes.push(eventually(|| {
+                let (said, code) = self.run(&["command", "status", id, "--output", "json"], "");
+                let rows: Value = serde_json::from_str(&said).ok().filter(|_| code == 0)?;
+                let code = rows[0]["code"].as_str().or(rows[0]["status"].as_str())?;
+                let pointer = rows[0]["reason"].as_str().filter(|reason| reason.starts_with('/'));
+                let pointer = pointer.and_then(|reason| reason.split(' ').next()).unwrap_or_default();
+                Some(format!("{code}{pointer}"))
+            }));
+        }
+        outcomes
+    }
+}
+
+async fn client(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("PostgreSQL answers");
+    tokio::spawn(connection);
+    client
+}
+
+fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// All roles; ended when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already only where the test has failed for that reason.
+        let _ = kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_from_its_first_command_to_a_rebuild_of_its_table() {
+    let bank = Bank::new().await;
+    let mut run = bank.command(&["run"]);
+    let running = Running(run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
+    // The first start makes schema and topics.
+    eventually(|| (bank.run(&["topics", "check"], "").1 == 0).then_some(()));
+
+    let outcomes = bank
+        .send(&[
+            r#""type":"Withdraw","cents":1"#,
+            r#""type":"Open","owner":"ann""#,
+            r#""type":"Open","owner":"bob""#,
+            r#""type":"Deposit","cents":700"#,
+            r#""type":"Deposit","cents":0"#,
+            r#""type":"Withdraw","cents":800"#,
+            r#""type":"Withdraw","cents":200"#,
+        ])
+        .await;
+    let expected = [
+        "ACCOUNT_NOT_FOUND",
+        "accepted",
+        "ACCOUNT_ALREADY_OPEN",
+        "accepted",
+        "INVALID_COMMAND/cents",
+        "INSUFFICIENT_FUNDS",
+        "accepted",
+    ];
+    assert_eq!(outcomes, expected);
+
+    let client = client(&bank.url).await;
+    let query = "select (state->>'cents')::bigint from read.accounts where stream_id = $1::text::uuid and version = 3";
+    let mut cents = None;
+    let end = Instant::now() + PATIENCE;
+    while cents.is_none() {
+        assert!(Instant::now() < end, "no row");
+        cents = client.query_opt(query, &[&ACCOUNT]).await.expect("the table is there").map(|row| row.get::<_, i64>(0));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(cents, Some(500));
+
+    let (shown, code) = bank.run(&["stream", "show", ACCOUNT, "--output", "json"], "");
+    let shown: Value = serde_json::from_str(&shown).unwrap_or_else(|_| panic!("{shown}"));
+    assert_eq!((code, &shown["state"]["cents"], &shown["accountId"]), (0, &500.into(), &ACCOUNT.into()));
+    assert_eq!(shown["events"][1]["payload"], serde_json::json!({"type": "Deposited", "cents": 700}));
+    for (arguments, says) in [
+        (&["projection", "rebuild", "accounts", "--yes"][..], "equal"),
+        (&["projection", "list"], "accounts"),
+        (&["dlq", "list"], "REASON"),
+        (&["schema", "check"], ""),
+        (&["schema", "asyncapi"], "acme.bank.Withdrawn"),
+    ] {
+        let (said, code) = bank.run(arguments, "");
+        assert!(code == 0 && said.contains(says), "{arguments:?} ended with {code}: {said}");
+    }
+    drop(running);
+}

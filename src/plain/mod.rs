@@ -1,0 +1,98 @@
+//! Contexts of plain Rust types: what an author writes by default. Serde carries commands, events and state.
+//!
+//! Commands are JSON objects `{"type": …, "commandId": …, STREAM_ID_FIELD: …, fields…}` and the variants of one
+//! enum; events are the variants of another and Avro records of the same names. Ids are read by one rule for all.
+//! A context that is tuned by hand implements [`BoundedContext`] itself. Schema files stay the authority on shapes.
+
+mod codec;
+mod command;
+mod state_table;
+
+use std::marker::PhantomData;
+
+use garde::Validate;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+pub use codec::{PlainCodec, PlainCodecError};
+pub use state_table::StateTable;
+
+use crate::avro::{SchemaIds, Schemas};
+use crate::engine::{Aggregate, BoundedContext, Command, InvalidCommand};
+
+/// A context whose commands and events are enums with the default representation of serde.
+///
+/// `garde` judges the bounds of a command's fields before anything is loaded; what the aggregate allows is its own
+/// business. Fields that no variant knows are refused where the enum says `#[serde(deny_unknown_fields)]`.
+pub trait PlainContext: Send + Sync + 'static {
+    /// Its state and its rules.
+    type Aggregate: Aggregate<Command: Serialize + DeserializeOwned + Validate<Context = ()>, Event: Serialize + DeserializeOwned>;
+
+    /// Prefix of its topics and groups: `bank` gives `bank-commands`, `bank-events`.
+    const NAME: &'static str;
+    /// Name space of its events' types, such as `acme.bank`.
+    const NAMESPACE: &'static str;
+    /// What its JSON calls the id of a stream, such as `accountId`.
+    const STREAM_ID_FIELD: &'static str;
+    /// All that it ever published.
+    const SCHEMAS: Schemas;
+}
+
+/// The [`BoundedContext`] of a [`PlainContext`].
+pub struct Plain<P>(PhantomData<P>);
+
+impl<P: PlainContext> Plain<P> {
+    /// Its codec, for [`crate::app::Context::new`].
+    ///
+    /// # Errors
+    /// A type of event has no schema, or the schemas are at fault.
+    pub fn codec(ids: &SchemaIds) -> anyhow::Result<PlainCodec<P>> {
+        Ok(PlainCodec::new(ids)?)
+    }
+}
+
+impl<P: PlainContext> BoundedContext for Plain<P> {
+    type Aggregate = P::Aggregate;
+    type Codec = PlainCodec<P>;
+
+    const NAME: &'static str = P::NAME;
+    const NAMESPACE: &'static str = P::NAMESPACE;
+    const STREAM_ID_FIELD: &'static str = P::STREAM_ID_FIELD;
+
+    fn parse_command(
+        value: &[u8],
+        fallback_id: Uuid,
+    ) -> Result<Command<<P::Aggregate as Aggregate>::Command>, InvalidCommand> {
+        command::parse(value, P::STREAM_ID_FIELD, fallback_id)
+    }
+
+    fn write_meaning(command: &<P::Aggregate as Aggregate>::Command, into: &mut Vec<u8>) {
+        // Fields go in the order in which the type declares them, whatever the order they came in.
+        if let Err(error) = serde_json::to_writer(into, command) {
+            panic!("a command of {} that was read cannot be written: {error}", P::NAME);
+        }
+    }
+
+    fn describe_state(state: &P::Aggregate) -> Value {
+        serde_json::to_value(state).unwrap_or_default()
+    }
+
+    fn describe_event(event: &<P::Aggregate as Aggregate>::Event) -> Value {
+        described(event)
+    }
+}
+
+/// A variant as an object with its name under `type`.
+fn described<T: Serialize>(event: &T) -> Value {
+    match serde_json::to_value(event).unwrap_or_default() {
+        Value::Object(fields) => {
+            let Some((name, Value::Object(mut fields))) = fields.into_iter().next() else { return Value::Null };
+            fields.insert("type".into(), name.into());
+            fields.into()
+        }
+        Value::String(name) => json!({"type": name}),
+        _ => Value::Null,
+    }
+}
