@@ -128,9 +128,13 @@ async fn a_paused_table_names_the_word_that_resumes_it() {
     let (before, order) = (order_in(5), order_in(5));
     place(&server, before, "customer-1").await;
     until(&server, "an order is shown", &order_path(before), |answer| answer.status == 200).await;
+    let owned = "select count(*) from throughline.partition_states where loop = 'projection order-details'";
+    eventually("it is told to have its partitions", || async {
+        (client.query_one(owned, &[]).await.expect("a count").get::<_, i64>(0) > 0).then_some(())
+    })
+    .await;
     let pause = "update throughline.projections set paused = $1 where name = 'order-details'";
     client.execute(pause, &[&true]).await.expect("paused");
-    let owned = "select count(*) from throughline.partition_states where loop = 'projection order-details'";
     eventually("it has left its group", || async {
         (client.query_one(owned, &[]).await.expect("a count").get::<_, i64>(0) == 0).then_some(())
     })
