@@ -242,3 +242,20 @@ fn names_say_what_a_thing_is_and_nothing_is_left_undone() {
     }
     report(broken);
 }
+
+/// The README's walk through a context of one's own shows code that is compiled and run.
+#[test]
+fn the_readme_shows_the_bank_as_it_is() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
+    let section = readme.split("## Your own context").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
+    let bank: String = sources("examples/bank/src").into_iter().map(|(_, text)| text).collect();
+    let blocks: Vec<&str> =
+        section.split("```rust\n").skip(1).filter_map(|block| block.split("\n```").next()).collect();
+    assert!(blocks.len() > 3, "{section}");
+    for part in blocks.iter().flat_map(|block| block.split("\n\n")) {
+        assert!(bank.contains(part), "not in examples/bank:\n{part}");
+    }
+    for line in ["cargo run -p bank -- run", "command send", "stream show", "projection rebuild accounts"] {
+        assert!(section.contains(line), "{line}");
+    }
+}
