@@ -30,5 +30,8 @@ REASONS = re.compile("|".join(REASONS))
 def refused_for_what_no_schema_says(ctx, response, case):
     if response.status_code not in (400, 422) or case.meta is None or not case.meta.generation.mode.is_positive:
         return
+    # Schemathesis's own: it follows the `orderId: null` of a pending command into a path.
+    if any(value in (None, "null") for value in (case.path_parameters or {}).values()):
+        return
     detail = response.json().get("detail", "")
     assert REASONS.search(detail), f"The schema lets this pass, the API refuses it: {detail}"
