@@ -57,7 +57,7 @@ struct Cli {
     /// Override one setting: section.key=value
     #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// The bounded context meant, where the program has several
+    /// The bounded context meant, where the program has several; else the first, or all
     #[arg(long, global = true, value_name = "NAME")]
     context: Option<String>,
     #[command(subcommand)]
