@@ -53,18 +53,16 @@ impl App {
         &self.contexts
     }
 
-    /// The context of that name; without a name, the only one.
+    /// The context of that name; without a name, the first that was registered, so that what people type stays
+    /// right when another context comes.
     ///
     /// # Errors
-    /// There is none of that name, or there are several and none is named.
+    /// There is none of that name.
     pub fn find(&self, name: Option<&str>) -> Result<&Arc<dyn Hosted>, AppError> {
         let names = || self.contexts.iter().map(|one| one.name()).collect::<Vec<_>>().join(", ");
         match (name, self.contexts.as_slice()) {
-            (None, [only]) => Ok(only),
+            (None, [first, ..]) => Ok(first),
             (None, []) => Err(AppError("this program has no context".into())),
-            (None, _) => {
-                Err(AppError(format!("this program has several contexts: say --context with one of {}", names())))
-            }
             (Some(name), contexts) => contexts
                 .iter()
                 .find(|one| one.name() == name)
