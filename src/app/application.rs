@@ -111,3 +111,85 @@ fn check_name(name: &str) -> Result<(), AppError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use garde::Validate;
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::avro::{Schemas, Upcasters};
+    use crate::engine::{Aggregate, Decision};
+    use crate::plain::{Plain, PlainContext, StateTable};
+
+    #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, Validate)]
+    struct Nothing {}
+
+    impl Aggregate for Nothing {
+        type Command = Self;
+        type Event = Self;
+
+        const SNAPSHOT_VERSION: i16 = 1;
+
+        fn decide(&self, _: &Self) -> Decision<Self> {
+            Ok(Vec::new())
+        }
+
+        fn evolve(&mut self, _: &Self) {}
+    }
+
+    macro_rules! contexts {
+        ($($context:ident: $name:literal, $namespace:literal;)*) => {$(
+            struct $context;
+
+            impl PlainContext for $context {
+                type Aggregate = Nothing;
+
+                const NAME: &'static str = $name;
+                const NAMESPACE: &'static str = $namespace;
+                const STREAM_ID_FIELD: &'static str = "id";
+                const SCHEMAS: Schemas = Schemas { published: &[], upcasters: || Upcasters::new(&[]), lock: "" };
+            }
+        )*};
+    }
+
+    contexts! {
+        Bank: "bank", "acme.bank";
+        Namesake: "bank", "acme.other";
+        Neighbour: "shop", "acme.bank";
+        Shop: "shop", "acme.shop";
+        Loud: "Shop", "acme.loud";
+    }
+
+    fn of<P: PlainContext>(table: &'static str) -> Context<Plain<P>> {
+        Context::new(P::SCHEMAS, Plain::codec).projection(StateTable::<P>::new(table, 1))
+    }
+
+    fn reason(app: &App) -> String {
+        app.check().expect_err("they collide").to_string()
+    }
+
+    #[test]
+    fn contexts_that_share_nothing_live_together_and_the_first_is_meant() {
+        let app = App::new("Acme").context(of::<Bank>("accounts")).context(of::<Shop>("carts"));
+        assert_eq!(app.check(), Ok(()));
+        assert_eq!(app.find(None).unwrap().name(), "bank");
+        assert_eq!(app.find(Some("shop")).unwrap().namespace(), "acme.shop");
+        let missing = app.find(Some("stock")).err().expect("there is none").to_string();
+        assert!(missing.contains("choose one of bank, shop"), "{missing}");
+        assert!(App::new("Acme").find(None).is_err());
+    }
+
+    #[test]
+    fn what_two_would_overwrite_is_told_with_both_their_names() {
+        let beside = |other: App| reason(&other.context(of::<Bank>("accounts")));
+        let said = beside(App::new("Acme").context(of::<Namesake>("other")));
+        assert!(said.contains("the name bank"), "{said}");
+        let said = beside(App::new("Acme").context(of::<Neighbour>("other")));
+        assert!(said.contains("context bank and context shop both have the name space acme.bank"), "{said}");
+        let said = beside(App::new("Acme").context(of::<Shop>("accounts")));
+        assert!(said.contains("projection accounts of context bank") && said.contains("of context shop"), "{said}");
+        let said = reason(&App::new("Acme").context(of::<Loud>("carts")));
+        assert!(said.contains("lower-case letters"), "{said}");
+    }
+}
