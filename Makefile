@@ -30,9 +30,9 @@ build: setup ## Build the release binary
 fmt: ## Format the code
 	@cargo fmt
 
-lint: ## Check the format and the lints
+lint: setup ## Check the format and the lints
 	@cargo fmt --check
-	@cargo clippy --locked --all-targets -- --deny warnings
+	@cargo clippy --locked --workspace --all-targets -- --deny warnings
 
 verify: lint test ## Everything that a change must pass
 
