@@ -3,6 +3,7 @@
 //! Inside, a context is generic, and its hot path stays so. At the edges, where an application holds several,
 //! its types are erased: [`Hosted`] is what can be asked of any, [`Opened`] what can once the schema ids are known.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -152,6 +153,8 @@ pub trait Opened: Send + Sync {
     ) -> Option<Loop>;
     /// All its projections, for commands on them.
     fn projectors(&self, settings: &Arc<Settings>) -> Vec<Box<dyn AnyProjector>>;
+    /// Its codec, for whoever knows its type.
+    fn codec(&self) -> Arc<dyn Any + Send + Sync>;
     /// The public JSON of a stored event, in its newest shape.
     fn describe(&self, payload: &[u8]) -> Result<Value, UndecodableEvent>;
     /// A stored event in the newest version.
@@ -246,6 +249,10 @@ impl<C: BoundedContext> Opened for Open<C> {
             Box::new(Projector::new(settings.clone(), &names, Arc::clone(projection), self.codec.clone()))
         };
         self.projections.iter().map(one).collect()
+    }
+
+    fn codec(&self) -> Arc<dyn Any + Send + Sync> {
+        self.codec.clone()
     }
 
     fn describe(&self, payload: &[u8]) -> Result<Value, UndecodableEvent> {

@@ -8,6 +8,7 @@ mod http;
 mod kafka;
 mod load;
 mod log;
+mod process;
 mod processor;
 mod projection;
 mod ranges;
@@ -21,6 +22,7 @@ pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings, L
 pub use kafka::KafkaSettings;
 pub use load::{LoadedSettings, SettingsError};
 pub use log::{LogFormat, LogSettings};
+pub use process::ProcessSettings;
 pub use processor::{LostOffsets, ProcessorSettings};
 pub use projection::{FailurePolicy, ProjectionSettings};
 pub use relay::RelaySettings;
@@ -39,6 +41,7 @@ pub struct Settings {
     pub processor: ProcessorSettings,
     pub relay: RelaySettings,
     pub projection: ProjectionSettings,
+    pub process: ProcessSettings,
     pub http: HttpSettings,
     pub dev: DevSettings,
     pub log: LogSettings,
