@@ -1,7 +1,8 @@
 //! Sending what was committed: at least once, in the order in which an instance asked for it.
 //!
-//! One sender at a time, by a lock of its session. One that is slow to notice its end sends what its successor sends
-//! as well, each in order: the first of each command still comes in order, and the others count for nothing.
+//! One sender at a time, by a lease, so that little is sent twice. Order does not hang on it: whoever sends a command has
+//! sent those before it, or found them marked as acknowledged. So however many send, the first of each command comes
+//! in order, and the others count for nothing.
 //!
 //! Records never expire in the producer: what is behind one must not overtake it. A producer that fails is replaced,
 //! and sends again whatever is not marked.
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::future_producer::OwnedDeliveryResult;
+use rdkafka::producer::future_producer::{DeliveryFuture, OwnedDeliveryResult};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,10 @@ use crate::kafka::topics::TopicNames;
 use crate::kafka::{KafkaError, client, headers};
 use crate::store::{Line, StoreError, bounded};
 
+/// A sender that says nothing for so long is not the sender any more.
+const LEASE_SECONDS: f64 = 3.0;
+/// It renews its lease this often.
+const RENEW: Duration = Duration::from_secs(1);
 /// A wait for commands to gather, milliseconds.
 const LINGER_MS: u32 = 2;
 
@@ -58,7 +63,7 @@ pub(super) async fn run<P: ProcessManager>(
     heartbeat.retire();
 }
 
-/// One connection, and one producer once no other one sends.
+/// One connection, and one producer once no other one sends. Ends where another one does.
 async fn session<P: ProcessManager>(
     managed: &Managed<P>,
     wake: &Notify,
@@ -69,31 +74,33 @@ async fn session<P: ProcessManager>(
     let limit = managed.settings.database.round_trip();
     let poll = Duration::from_millis(managed.settings.process.poll_ms);
     let line = heartbeat.while_waiting("a connection", managed.connect()).await?;
-    while !heartbeat.while_waiting("the sender's lock", bounded(limit, LOCK, lock::<P>(&line))).await? {
+    let sender = Uuid::new_v4();
+    while !heartbeat.while_waiting("the sender's lease", bounded(limit, LEASE, lease::<P>(&line, sender))).await? {
         heartbeat.ready();
         // Another one sends.
         if stop.run_until_cancelled(heartbeat.during(tokio::time::sleep(poll))).await.is_none() {
             return Ok(());
         }
     }
-    let producer: FutureProducer = client::producer(&managed.settings.kafka, LINGER_MS)
-        .set("enable.gapless.guarantee", "true")
-        .set("message.timeout.ms", "0")
-        .create()
-        .map_err(|error| KafkaError::Settings(error.to_string()))?;
+    let producer = producer(managed)?;
     let most = managed.settings.process.in_flight_max;
     let (mut in_flight, mut acknowledged) = (HashSet::new(), FuturesUnordered::new());
+    let mut renewed = Instant::now();
     loop {
+        if renewed.elapsed() > RENEW {
+            let leased = bounded(limit, LEASE, lease::<P>(&line, sender));
+            if !heartbeat.while_waiting("the sender's lease", leased).await? {
+                return Ok(());
+            }
+            renewed = Instant::now();
+        }
         if in_flight.len() < most && !stop.is_cancelled() {
             let looked = unsent(managed, &line, &in_flight, most - in_flight.len());
             let looked =
                 heartbeat.while_waiting("commands to send", bounded(limit, "look for commands", looked)).await?;
             for one in looked {
-                crate::crash_point!("process.send.read");
-                let record = FutureRecord::to(&one.topic).key(&one.key).payload(&one.value).headers(one.headers);
-                let sent =
-                    producer.send_result(record).map_err(|(error, _)| KafkaError::at("send a command")(error))?;
                 in_flight.insert(one.number);
+                let sent = produce(&producer, &one)?;
                 acknowledged.push(async move { (one.number, sent.await.ok()) });
             }
         }
@@ -125,12 +132,30 @@ async fn session<P: ProcessManager>(
     }
 }
 
-const LOCK: &str = "lock the sender of a process";
+fn produce(producer: &FutureProducer, one: &Outgoing) -> Result<DeliveryFuture, KafkaError> {
+    crate::crash_point!("process.send.read");
+    let record = FutureRecord::to(&one.topic).key(&one.key).payload(&one.value).headers(one.headers.clone());
+    producer.send_result(record).map_err(|(error, _)| KafkaError::at("send a command")(error))
+}
 
-/// Whether this session is the one that sends.
-async fn lock<P: ProcessManager>(line: &Line) -> Result<bool, StoreError> {
-    let lock = "select pg_try_advisory_lock(hashtext('throughline.process.sender'), hashtext($1))";
-    Ok(line.query_one(lock, &[&P::NAME]).await.map_err(StoreError::at(LOCK))?.get(0))
+/// A producer whose records never expire.
+fn producer<P: ProcessManager>(managed: &Managed<P>) -> Result<FutureProducer, KafkaError> {
+    client::producer(&managed.settings.kafka, LINGER_MS)
+        .set("enable.gapless.guarantee", "true")
+        .set("message.timeout.ms", "0")
+        .create()
+        .map_err(|error| KafkaError::Settings(error.to_string()))
+}
+
+const LEASE: &str = "take the lease of a sender";
+
+/// Takes or renews the lease, by the time that was seen to pass. Whether this one sends.
+async fn lease<P: ProcessManager>(line: &Line, sender: Uuid) -> Result<bool, StoreError> {
+    let lease =
+        "update throughline.process_managers m set sender = $2, sender_until = k.elapsed + make_interval(secs => $3)
+                 from throughline.clock k where m.name = $1 and (m.sender = $2 or m.sender_until <= k.elapsed)";
+    let taken = line.execute(lease, &[&P::NAME, &sender, &LEASE_SECONDS]).await.map_err(StoreError::at(LEASE))?;
+    Ok(taken > 0)
 }
 
 /// The number of a command that was acknowledged; `sent` is none where the producer went away.
@@ -167,9 +192,11 @@ async fn unsent<P: ProcessManager>(
             topic: TopicNames::new(context, &managed.settings.topics).commands(),
             key: stream.to_string(),
             value: row.get(3),
-            headers: OwnedHeaders::new_with_capacity(2)
+            headers: OwnedHeaders::new_with_capacity(3)
                 .insert(header(headers::CORRELATION_ID, correlation_id))
-                .insert(header(headers::CAUSATION_ID, cause.as_str())),
+                .insert(header(headers::CAUSATION_ID, cause.as_str()))
+                // Without it only a refusal is told.
+                .insert(header(headers::REPLY_TO, managed.group.as_str())),
         }
     };
     Ok(rows.iter().map(outgoing).collect())

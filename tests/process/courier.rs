@@ -47,7 +47,8 @@ impl ProcessManager for Courier {
         match input {
             Input::Event(Told::Placed { customer, total, currency }) => {
                 assert!(self.mended || customer != POISON, "this is too much");
-                let mut actions = vec![Action::set_deadline("paid", self.patience)];
+                let patience = if customer == SILENT { self.patience } else { Duration::from_mins(10) };
+                let mut actions = vec![Action::set_deadline("paid", patience)];
                 if customer != SILENT {
                     let payment =
                         json!({"type": "RecordPayment", "paymentId": order_id, "amount": total, "currency": currency});

@@ -3,8 +3,12 @@
 create table throughline.process_managers (
     name       text primary key,
     paused     boolean not null default false,
-    updated_at timestamptz not null default now()
+    updated_at timestamptz not null default now(),
+    sender       uuid,
+    sender_until interval not null default '0'
 );
+comment on column throughline.process_managers.sender is
+    'Who produces its commands, until throughline.clock says sender_until: two would send everything twice';
 
 -- Where each partition that it reads stands. Moved by compare-and-set in the transaction that handles the records.
 create table throughline.process_checkpoints (
@@ -92,6 +96,7 @@ grant select, insert, update on throughline.process_checkpoints, throughline.pro
     throughline.process_commands, throughline.dead_letters to throughline_process;
 grant delete on throughline.dead_letters to throughline_process;
 grant select, insert, update, delete on throughline.process_deadlines to throughline_process;
+grant update (sender, sender_until) on throughline.process_managers to throughline_process;
 grant execute on function throughline.pass_time(interval, interval) to throughline_process;
 grant select on throughline.process_managers, throughline.process_checkpoints, throughline.process_instances,
     throughline.process_inputs, throughline.process_deadlines, throughline.process_commands to throughline_reader;
