@@ -55,7 +55,8 @@ impl<P: ProcessManager> Applier<P> {
             |claim: &Claim| Checkpoint { next_offset: claim.next_offset, seq: claim.seq, epoch: claim.epoch };
         let held = batch.claims.iter().map(|(source, claim)| (source.clone(), checkpoint(claim))).collect();
         let mut reading = read::read(&self.managed.feeds, batch);
-        let mut work = Work { ranges: vec![0..reading.items.len()], held, tries: 0 };
+        let whole = 0..reading.items.len();
+        let mut work = Work { ranges: Vec::from([whole]), held, tries: 0 };
         while let Some(range) = work.ranges.pop() {
             if self.shutdown.is_cancelled() {
                 return;
