@@ -8,3 +8,4 @@ mod courier;
 mod deadlines;
 mod kills;
 mod operators;
+mod payments;
