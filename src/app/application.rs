@@ -62,6 +62,13 @@ impl App {
         &self.contexts
     }
 
+    /// Sections of settings that are its own: one for each context and process manager, by its name.
+    pub fn sections(&self) -> Vec<String> {
+        let contexts = self.contexts.iter().map(|context| context.name());
+        let processes = self.processes.iter().map(|process| process.name());
+        contexts.chain(processes).map(|name| name.replace('-', "_")).collect()
+    }
+
     /// Its process managers, as they were registered.
     pub fn processes(&self) -> &[Arc<dyn AnyProcess>] {
         &self.processes

@@ -124,7 +124,7 @@ impl Program<'_> {
 /// Parses the command line of `app`, runs, and answers with the exit code.
 pub fn main(app: App) -> ExitCode {
     let cli = Cli::parse();
-    let loaded = match LoadedSettings::load(cli.config.as_deref(), &cli.overrides) {
+    let loaded = match LoadedSettings::load_for(cli.config.as_deref(), &cli.overrides, &app.sections()) {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error.into()),
     };

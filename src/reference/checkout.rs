@@ -9,9 +9,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use throughline::engine::{Action, CommandOutcome, Concern, Input, ProcessManager, Recorded};
+use throughline::process::Process;
 use uuid::Uuid;
 
 use crate::orders::OrdersContext;
+use crate::orders::domain::OrderEvent;
 use crate::payments::PaymentsContext;
 use crate::payments::domain::PaymentEvent;
 
@@ -64,6 +66,20 @@ pub struct Asked {
     /// Once it is given up, nothing is captured.
     pub void: bool,
     pub refund: bool,
+}
+
+/// Its settings.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CheckoutSettings {
+    /// The gateway's answer is waited for so long, milliseconds.
+    authorize_timeout_ms: u64,
+}
+
+impl Default for CheckoutSettings {
+    fn default() -> Self {
+        Self { authorize_timeout_ms: 60_000 }
+    }
 }
 
 /// The process manager.
@@ -173,6 +189,33 @@ impl Checkout {
             _ => vec![],
         }
     }
+}
+
+/// Checkout, as an application registers it. How long the gateway may take is the setting
+/// `checkout.authorize_timeout_ms`.
+pub fn process() -> Process<CheckoutProcess> {
+    Process::new(|settings| {
+        let own: CheckoutSettings = settings.section("checkout")?;
+        Ok(CheckoutProcess { authorize_timeout: Duration::from_millis(own.authorize_timeout_ms) })
+    })
+    .events::<OrdersContext>(of_orders)
+    .events::<PaymentsContext>(of_payments)
+    .outcomes::<OrdersContext>()
+    .outcomes::<PaymentsContext>()
+}
+
+/// Whose an event of orders is: it begins with one that is placed with a payment.
+pub fn of_orders(event: &Recorded<OrderEvent>) -> Option<Concern<Heard>> {
+    let order = event.stream_id;
+    Some(match &event.event {
+        OrderEvent::OrderPlaced(placed) => {
+            let (amount, currency) = (placed.total.amount_text(), placed.currency.code().to_owned());
+            Concern::Begins(order, Heard::Placed { amount, currency, token: placed.payment_token.clone()? })
+        }
+        OrderEvent::OrderShipped(_) => Concern::Continues(order, Heard::Shipped),
+        OrderEvent::OrderCancelled(_) => Concern::Continues(order, Heard::Cancelled),
+        OrderEvent::PaymentReceived(_) => return None,
+    })
 }
 
 /// Whose an event of payments is.
