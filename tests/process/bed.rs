@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Value, json};
+use throughline::App;
 use throughline::app::lifecycle::Lifecycle;
 use throughline::app::{install, roles};
 use throughline::kafka::{Peek, TopicPartition, client};
@@ -15,18 +16,20 @@ use tokio::process::{Child, Command};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::courier;
 use crate::harness::{Harness, eventually};
+use crate::{courier, shop};
 
 /// Set where this program is to be the process manager, and not a test.
 const ROLE: &str = "COURIER_ROLE";
+/// Set where that is to be the process manager between orders and payments.
+pub const SHOP: &str = "COURIER_SHOP";
 
 /// Not a test but the program that the tests start: it runs the roles that it is told, until it is ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_program() {
     let Ok(role) = std::env::var(ROLE) else { return };
-    let settings = LoadedSettings::load(None, &[]).expect("settings").settings;
-    let app = courier::app();
+    let app = if std::env::var_os(SHOP).is_some() { shop::app() } else { courier::app() };
+    let settings = LoadedSettings::load_for(None, &[], &app.sections()).expect("settings").settings;
     let mut lifecycle = Lifecycle::with_signals().expect("signals");
     let ready = lifecycle.unless_signalled(install::ready(&app, &settings)).await;
     let Some(ready) = ready else { return };
@@ -41,19 +44,24 @@ pub struct Bed {
     pub harness: Harness,
     pub store: Client,
     producer: FutureProducer,
-    _orders: Child,
+    _orders: Option<Child>,
 }
 
 impl Bed {
     pub async fn new(name: &str) -> Self {
+        let mut bed = Self::of(&courier::app(), name).await;
+        bed._orders = Some(program(&bed.harness, "processor relay", &[]).spawn().expect("the program starts"));
+        bed
+    }
+
+    /// A store with this application, which nobody runs.
+    pub async fn of(app: &App, name: &str) -> Self {
         let mut harness = Harness::bare(name).await;
         harness.settings.topics.event_partitions = 3;
         harness.settings.topics.command_partitions = 3;
-        harness.install().await;
-        install::apply_database(&courier::app(), &harness.settings).await.expect("the process is installed");
+        install::ready(app, &harness.settings).await.expect("it is installed");
         let producer = client::producer(&harness.settings.kafka, 2).create().expect("a producer");
-        let orders = program(&harness, "processor relay", &[]).spawn().expect("the program starts");
-        Self { store: harness.client().await, harness, producer, _orders: orders }
+        Self { store: harness.client().await, harness, producer, _orders: None }
     }
 
     /// A program with the process manager.
@@ -144,7 +152,8 @@ impl Bed {
     }
 }
 
-fn program(harness: &Harness, roles: &str, environment: &[(&str, &str)]) -> Command {
+/// This program anew, with these roles.
+pub fn program(harness: &Harness, roles: &str, environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command
         .args(["--exact", "bed::the_program", "--nocapture"])

@@ -9,3 +9,4 @@ mod deadlines;
 mod kills;
 mod operators;
 mod payments;
+mod shop;
