@@ -79,7 +79,7 @@ struct Session {
 impl Session {
     fn new(settings: &Settings, codec: Arc<PaymentsCodec>, gateway: Arc<dyn Gateway>) -> anyhow::Result<Self> {
         let names = TopicNames::new("payments", &settings.topics);
-        let group = format!("{}-gateway", names.base());
+        let group = format!("{}-gateway", names.events());
         let consumer: StreamConsumer =
             client::consumer(&settings.kafka, &group, "").set("auto.offset.reset", "earliest").create()?;
         consumer.subscribe(&[&names.events()])?;
