@@ -112,7 +112,7 @@ async fn old_readers_park_or_halt_on_a_newer_version_and_new_ones_read_both() {
         client.query_opt(statement, &[&key]).await.expect("dead letters").map(|row| row.get(0))
     })
     .await;
-    assert!(reason.contains(&format!("schema id {} is not registered", id(4))), "{reason}");
+    assert!(reason.contains(&format!("schema id {} is not registered", id(5))), "{reason}");
     halts.logged("is not registered").await;
     for table in ["order_list", "order_details"] {
         assert!(eventually("the known order", || async { listed(&client, table, known).await.then_some(true) }).await);
