@@ -174,7 +174,13 @@ fn life(number: usize) -> (Uuid, Vec<reference::orders::domain::OrderEvent>) {
         }
     };
     let customer_id = format!("customer-{}", number % 20_000);
-    let place = PlaceOrder { order_id, customer_id, currency: Currency::USD, items: (0..4).map(item).collect() };
+    let place = PlaceOrder {
+        order_id,
+        customer_id,
+        currency: Currency::USD,
+        items: (0..4).map(item).collect(),
+        payment_token: None,
+    };
     decide(&mut order, OrderCommand::PlaceOrder(place));
     let amount = order.placed().expect("placed").total;
     decide(&mut order, OrderCommand::RecordPayment(RecordPayment { order_id, payment_id: order_id, amount }));

@@ -156,7 +156,13 @@ fn lives(codec: &OrdersCodec) -> Vec<Vec<Vec<u8>>> {
             }
         };
         let customer_id = format!("customer-{number}");
-        let place = PlaceOrder { order_id, customer_id, currency: Currency::USD, items: (0..4).map(item).collect() };
+        let place = PlaceOrder {
+            order_id,
+            customer_id,
+            currency: Currency::USD,
+            items: (0..4).map(item).collect(),
+            payment_token: None,
+        };
         decide(&mut order, OrderCommand::PlaceOrder(place));
         let amount = order.placed().expect("placed").total;
         decide(&mut order, OrderCommand::RecordPayment(RecordPayment { order_id, payment_id: order_id, amount }));

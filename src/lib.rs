@@ -12,7 +12,7 @@
 //! # Rooms
 //! | room | what it is for | may import |
 //! |---|---|---|
-//! | [`engine`] | the vocabulary of a bounded context: aggregate, command, event, projection | nothing of ours |
+//! | [`engine`] | the vocabulary of a bounded context: aggregate, command, event, projection; and of a process manager | nothing of ours |
 //! | [`plain`] | contexts of plain Rust types, by serde | `engine`, `avro` |
 //! | [`settings`] | every setting, its default and unit | nothing of ours |
 //! | [`avro`] | schema catalogue, codec, upcasting, registry API | `engine` |
@@ -21,6 +21,7 @@
 //! | [`processor`] | commands topic -> decide -> append | the rooms above, no context |
 //! | [`relay`] | outbox -> Kafka | the rooms above, no context |
 //! | [`projection`] | events topic -> read tables; reset, rebuild, dead letters | the rooms above, no context |
+//! | [`process`] | process managers: events, outcomes, deadlines -> commands, deadlines | the rooms above, no context |
 //! | [`api`] | HTTP server, admission, problems, health | the rooms above, `presence`, no context |
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
@@ -53,6 +54,7 @@ pub mod kafka;
 pub mod panics;
 pub mod plain;
 pub mod presence;
+pub mod process;
 pub mod processor;
 pub mod projection;
 pub mod relay;

@@ -154,10 +154,10 @@ async fn the_registry_answers_as_confluents() {
     assert_eq!(get("/subjects").await, (200, json!(subjects)));
     assert_eq!(get("/subjects?subjectPrefix=orders-events-throughline.orders.OrderP").await, (200, json!([subject])));
     assert_eq!(get("/subjects?subjectPrefix=:*:").await.1.as_array().unwrap().len(), 4);
-    assert_eq!(get(&format!("/subjects/{subject}/versions")).await, (200, json!([1, 2, 3])));
+    assert_eq!(get(&format!("/subjects/{subject}/versions")).await, (200, json!([1, 2, 3, 4])));
     let version = json!({"subject": subject, "version": 2, "id": id, "schema": definition});
     assert_eq!(get(&format!("/subjects/{subject}/versions/2")).await, (200, version.clone()));
-    assert_eq!(get(&format!("/subjects/{subject}/versions/latest")).await.1["version"], 3);
+    assert_eq!(get(&format!("/subjects/{subject}/versions/latest")).await.1["version"], 4);
     assert_eq!(get(&format!("/schemas/ids/{id}")).await, (200, json!({"schema": definition})));
     assert_eq!(get(&format!("/schemas/ids/{id}/versions")).await, (200, json!([{"subject": subject, "version": 2}])));
     assert_eq!(get(&format!("/schemas/ids/{id}/subjects")).await, (200, json!([subject])));

@@ -23,6 +23,7 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),
         ("relay", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
         ("projection", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),
+        ("process", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics", "projection"]),
         ("api", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "presence"]),
     ])
 }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::context::{Context, Hosted};
-use crate::engine::{BoundedContext, ReadModel};
+use crate::engine::{BoundedContext, ProcessManager, ReadModel};
+use crate::process::{AnyProcess, Process};
 
 /// An application of bounded contexts: what `main` builds, and everything else is given.
 ///
@@ -18,6 +19,7 @@ use crate::engine::{BoundedContext, ReadModel};
 pub struct App {
     name: &'static str,
     contexts: Vec<Arc<dyn Hosted>>,
+    processes: Vec<Arc<dyn AnyProcess>>,
 }
 
 /// Two contexts cannot live in one application, or one asked for is not there.
@@ -28,13 +30,20 @@ pub struct AppError(String);
 impl App {
     /// An application without a context. `name` is a company's or a product's: the title of its documents.
     pub fn new(name: &'static str) -> Self {
-        Self { name, contexts: Vec::new() }
+        Self { name, contexts: Vec::new(), processes: Vec::new() }
     }
 
     /// Hosts `context`.
     #[must_use]
     pub fn context<C: BoundedContext>(mut self, context: Context<C>) -> Self {
         self.contexts.push(Arc::new(context));
+        self
+    }
+
+    /// Runs `process` between its contexts.
+    #[must_use]
+    pub fn process<P: ProcessManager>(mut self, process: Process<P>) -> Self {
+        self.processes.push(Arc::new(process));
         self
     }
 
@@ -51,6 +60,18 @@ impl App {
     /// Its contexts, as they were registered.
     pub fn contexts(&self) -> &[Arc<dyn Hosted>] {
         &self.contexts
+    }
+
+    /// Sections of settings that are its own: one for each context and process manager, by its name.
+    pub fn sections(&self) -> Vec<String> {
+        let contexts = self.contexts.iter().map(|context| context.name());
+        let processes = self.processes.iter().map(|process| process.name());
+        contexts.chain(processes).map(|name| name.replace('-', "_")).collect()
+    }
+
+    /// Its process managers, as they were registered.
+    pub fn processes(&self) -> &[Arc<dyn AnyProcess>] {
+        &self.processes
     }
 
     /// The context of that name; without a name, the first that was registered, so that what people type stays
@@ -98,16 +119,26 @@ impl App {
                 }
             }
         }
+        for process in &self.processes {
+            let by = format!("process {}", process.name());
+            check_name(process.name())?;
+            take(format!("the role process:{}", process.name()), by.clone())?;
+            for context in process.contexts() {
+                if !self.contexts.iter().any(|hosted| hosted.name() == context) {
+                    return Err(AppError(format!("{by} reads {context}, which is not hosted: register that context")));
+                }
+            }
+        }
         Ok(())
     }
 }
 
-/// A context's name is part of topics, groups and settings.
+/// The name of a context or a process is part of topics, groups and settings.
 fn check_name(name: &str) -> Result<(), AppError> {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if name.is_empty() || name.len() > 48 || !name.bytes().all(is_plain) || !name.as_bytes()[0].is_ascii_lowercase() {
-        let rule = "a context's name begins with a letter and is 1 to 48 lower-case letters, digits and hyphens";
-        return Err(AppError(format!("context `{name}`: {rule}")));
+        let rule = "such a name begins with a letter and is 1 to 48 lower-case letters, digits and hyphens";
+        return Err(AppError(format!("`{name}`: {rule}")));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Inside, a context is generic, and its hot path stays so. At the edges, where an application holds several,
 //! its types are erased: [`Hosted`] is what can be asked of any, [`Opened`] what can once the schema ids are known.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -33,6 +34,9 @@ pub struct Messages {
     pub result: Value,
 }
 
+/// A loop of a context's own, given the settings, its codec, where to tell that it lives, and when to stop.
+pub type Beside<C> = fn(Arc<Settings>, Arc<<C as BoundedContext>::Codec>, Arc<Health>, CancellationToken) -> Loop;
+
 /// Everything that is a context's own. [`super::App::context`] registers it.
 pub struct Context<C: BoundedContext> {
     schemas: Schemas,
@@ -41,6 +45,7 @@ pub struct Context<C: BoundedContext> {
     routes: fn() -> OpenApiRouter<Arc<Api>>,
     refusals: &'static [Kind],
     messages: fn() -> Messages,
+    beside: Option<Beside<C>>,
 }
 
 impl<C: BoundedContext> Context<C> {
@@ -48,7 +53,7 @@ impl<C: BoundedContext> Context<C> {
     pub fn new(schemas: Schemas, codec: fn(&SchemaIds) -> anyhow::Result<C::Codec>) -> Self {
         let messages = || Messages { stream: "stream", ..Messages::default() };
         let routes = OpenApiRouter::new;
-        Self { schemas, codec, projections: Vec::new(), routes, refusals: &[], messages }
+        Self { schemas, codec, projections: Vec::new(), routes, refusals: &[], messages, beside: None }
     }
 
     /// A read model that is fed from the context's events.
@@ -75,6 +80,12 @@ impl<C: BoundedContext> Context<C> {
     #[must_use]
     pub fn refusals(self, refusals: &'static [Kind]) -> Self {
         Self { refusals, ..self }
+    }
+
+    /// A loop that runs beside its processor: for what a decision must not do, such as asking somebody outside.
+    #[must_use]
+    pub fn beside(self, beside: Beside<C>) -> Self {
+        Self { beside: Some(beside), ..self }
     }
 
     /// What its JSON topics hold.
@@ -152,6 +163,8 @@ pub trait Opened: Send + Sync {
     ) -> Option<Loop>;
     /// All its projections, for commands on them.
     fn projectors(&self, settings: &Arc<Settings>) -> Vec<Box<dyn AnyProjector>>;
+    /// Its codec, for whoever knows its type.
+    fn codec(&self) -> Arc<dyn Any + Send + Sync>;
     /// The public JSON of a stored event, in its newest shape.
     fn describe(&self, payload: &[u8]) -> Result<Value, UndecodableEvent>;
     /// A stored event in the newest version.
@@ -207,12 +220,13 @@ impl<C: BoundedContext> Hosted for Context<C> {
 
     fn open(&self, ids: &SchemaIds) -> anyhow::Result<Arc<dyn Opened>> {
         let codec = Arc::new((self.codec)(ids)?);
-        Ok(Arc::new(Open::<C> { codec, projections: self.projections.clone() }))
+        Ok(Arc::new(Open::<C> { codec, projections: self.projections.clone(), beside: self.beside }))
     }
 }
 
 struct Open<C: BoundedContext> {
     codec: Arc<C::Codec>,
+    beside: Option<Beside<C>>,
     projections: Vec<Arc<dyn Projection<Event = Event<C>>>>,
 }
 
@@ -225,7 +239,14 @@ impl<C: BoundedContext> Opened for Open<C> {
         shutdown: CancellationToken,
     ) -> Loop {
         let codec = self.codec.clone();
-        Box::pin(async move { Ok(processor::run::<C>(settings, codec, wake, health, shutdown).await?) })
+        let beside = self.beside.map(|run| run(settings.clone(), codec.clone(), health.clone(), shutdown.clone()));
+        Box::pin(async move {
+            let processor = async { anyhow::Ok(processor::run::<C>(settings, codec, wake, health, shutdown).await?) };
+            match beside {
+                Some(beside) => futures_util::try_join!(processor, beside).map(drop),
+                None => processor.await,
+            }
+        })
     }
 
     fn projection(
@@ -246,6 +267,10 @@ impl<C: BoundedContext> Opened for Open<C> {
             Box::new(Projector::new(settings.clone(), &names, Arc::clone(projection), self.codec.clone()))
         };
         self.projections.iter().map(one).collect()
+    }
+
+    fn codec(&self) -> Arc<dyn Any + Send + Sync> {
+        self.codec.clone()
     }
 
     fn describe(&self, payload: &[u8]) -> Result<Value, UndecodableEvent> {

@@ -9,6 +9,7 @@ use super::{App, Hosted, Opened};
 use crate::avro::{self, ExternalRegistry, SchemaIds};
 use crate::kafka::client;
 use crate::kafka::topics::{self, TopicSpec};
+use crate::process::{self, OpenProcess};
 use crate::projection::{self, Installed};
 use crate::settings::Settings;
 use crate::store::{DatabaseRole, StoreError, connect, destinations, migrate, partitions};
@@ -37,6 +38,11 @@ pub async fn apply_database(app: &App, settings: &Settings) -> anyhow::Result<Ve
         migrate::apply(&mut client).await?.iter().map(|name| format!("migration {name}")).collect();
     for context in app.contexts() {
         apply_context(context.as_ref(), settings, &mut client, &mut applied).await?;
+    }
+    for process in app.processes() {
+        if process::state::install(&client, process.name()).await? {
+            applied.push(format!("process {}", process.name()));
+        }
     }
     let turn = partitions::maintain(&client, &settings.database).await?;
     if turn.created > 0 {
@@ -145,4 +151,14 @@ pub async fn open(context: &dyn Hosted, settings: &Settings) -> anyhow::Result<A
 /// version is refused when it is met.
 pub async fn schema_ids(context: &dyn Hosted, settings: &Settings, client: &Client) -> anyhow::Result<SchemaIds> {
     Ok(avro::ids::load(client, &context.catalogue(&settings.topics)?).await?)
+}
+
+/// Every process manager, with the codecs of what it reads.
+pub async fn processes(app: &App, settings: &Settings) -> anyhow::Result<Vec<Box<dyn OpenProcess>>> {
+    let mut codecs = process::Codecs::new();
+    for context in app.contexts() {
+        codecs.insert(context.name(), open(context.as_ref(), settings).await?.codec());
+    }
+    let settings = Arc::new(settings.clone());
+    app.processes().iter().map(|process| Ok(process.open(&settings, &codecs)?)).collect()
 }

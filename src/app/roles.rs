@@ -13,6 +13,7 @@ use crate::api::{self, ContextApi, Listener};
 use crate::avro;
 use crate::health::{Health, Patience};
 use crate::presence::Identity;
+use crate::process::Codecs;
 use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole};
 use crate::{kafka, presence, relay};
@@ -25,6 +26,8 @@ pub enum Role {
     Relay,
     /// By the projection's name.
     Projection(String),
+    /// By the process manager's name.
+    Process(String),
     Api,
 }
 
@@ -34,6 +37,7 @@ impl std::fmt::Display for Role {
             Self::Processor(context) => write!(f, "processor:{context}"),
             Self::Relay => f.write_str("relay"),
             Self::Projection(name) => write!(f, "projection:{name}"),
+            Self::Process(name) => write!(f, "process:{name}"),
             Self::Api => f.write_str("api"),
         }
     }
@@ -43,10 +47,12 @@ impl std::fmt::Display for Role {
 pub fn parse(app: &App, names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
     let processors = || app.contexts().iter().map(|context| Role::Processor(context.name().to_owned()));
     let projections = || app.read_models().into_iter().map(|model| Role::Projection(model.name.to_owned()));
+    let processes = || app.processes().iter().map(|process| Role::Process(process.name().to_owned()));
+    let named = || processors().chain(projections()).chain(processes());
     let mut roles = BTreeSet::new();
     if names.is_empty() {
         roles.extend([Role::Relay, Role::Api]);
-        roles.extend(processors().chain(projections()));
+        roles.extend(named());
     }
     for name in names {
         match name.as_str() {
@@ -54,12 +60,13 @@ pub fn parse(app: &App, names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
             "relay" => drop(roles.insert(Role::Relay)),
             "api" => drop(roles.insert(Role::Api)),
             "projections" => roles.extend(projections()),
-            other => match processors().chain(projections()).find(|role| role.to_string() == other) {
+            "processes" => roles.extend(processes()),
+            other => match named().find(|role| role.to_string() == other) {
                 Some(role) => drop(roles.insert(role)),
                 None => {
-                    let names: Vec<String> = processors().chain(projections()).map(|role| role.to_string()).collect();
+                    let names: Vec<String> = named().map(|role| role.to_string()).collect();
                     bail!(
-                        "no role is named `{other}`: choose processor, relay, api, projections, or one of {}",
+                        "no role is named `{other}`: choose processor, relay, api, projections, processes, or one of {}",
                         names.join(", ")
                     )
                 }
@@ -107,6 +114,7 @@ pub async fn start(
         sites.push(Site { name: context.name(), settings, opened });
     }
     let settings = Arc::new(settings.clone());
+    let codecs = sites.iter().map(|site| (site.name, site.opened.codec())).collect();
     let wake = Arc::new(Notify::new());
     let health = Health::with_patience(Patience {
         silence_max: Duration::from_millis(settings.http.heartbeat_silence_max_ms),
@@ -141,6 +149,7 @@ pub async fn start(
                     lifecycle.spawn(format!("projection {name}"), loop_);
                 }
             }
+            Role::Process(name) => start_process(app, name, (&settings, &codecs), health, lifecycle)?,
             Role::Api => {
                 // Only the API has callers who must look elsewhere first.
                 lifecycle.give_notice(Duration::from_millis(settings.http.shutdown_notice_ms));
@@ -149,6 +158,21 @@ pub async fn start(
                 }
             }
         }
+    }
+    Ok(())
+}
+
+fn start_process(
+    app: &App,
+    name: &str,
+    (settings, codecs): (&Arc<Settings>, &Codecs),
+    health: Arc<Health>,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<()> {
+    if let Some(process) = app.processes().iter().find(|process| process.name() == name) {
+        let opened = process.open(settings, codecs)?;
+        let shutdown = lifecycle.shutdown();
+        lifecycle.spawn(format!("process {name}"), async move { anyhow::Ok(opened.run(health, shutdown).await?) });
     }
     Ok(())
 }

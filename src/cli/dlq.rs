@@ -206,6 +206,9 @@ fn all_events_of_the_relay(found: &[Parked], groups: &[String]) -> bool {
     let mut all = true;
     for one in found.iter().filter(|one| one.letter.kind == "event") {
         let reason = match &one.letter {
+            letter if letter.instance.is_some() => {
+                "it is a process manager's: `throughline process retry` handles it again"
+            }
             letter if !groups.contains(&letter.consumer) => "no projection of this program has that consumer group",
             letter if letter.seq.is_none() => "the relay did not write it, so it is no event. Discard it",
             letter if letter.key.is_none() => "it has no key, so no event of a stream. Discard it",

@@ -13,6 +13,7 @@ mod events;
 mod json_diff;
 mod outbox;
 mod output;
+mod process;
 mod projection;
 mod replay;
 mod republish;
@@ -66,7 +67,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
-    /// Run roles in this process: processor, processor:CONTEXT, relay, projection:NAME, projections, api; none = all
+    /// Run roles in this process: processor, processor:CONTEXT, relay, projection:NAME, projections,
+    /// process:NAME, processes, api; none = all
     Run(run::RunArgs),
     /// Who lives, who owns what, what waits, what stands and why; exit code 3 when a person is needed
     Status(status::StatusArgs),
@@ -80,6 +82,8 @@ enum CliCommand {
     Command(command::CommandArgs),
     /// See, pause, reset, rebuild or roll back projections
     Projection(projection::ProjectionArgs),
+    /// See, pause, reset or retry process managers
+    Process(process::ProcessArgs),
     /// See, replay, skip or discard what could not be handled
     Dlq(dlq::DlqArgs),
     /// See where the outbox stands: depth, age, rate and owner of each destination partition
@@ -120,7 +124,7 @@ impl Program<'_> {
 /// Parses the command line of `app`, runs, and answers with the exit code.
 pub fn main(app: App) -> ExitCode {
     let cli = Cli::parse();
-    let loaded = match LoadedSettings::load(cli.config.as_deref(), &cli.overrides) {
+    let loaded = match LoadedSettings::load_for(cli.config.as_deref(), &cli.overrides, &app.sections()) {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error.into()),
     };
@@ -152,6 +156,7 @@ async fn dispatch(
         CliCommand::Db(args) => db::run(args, program).await,
         CliCommand::Command(args) => command::run(args, program).await,
         CliCommand::Projection(args) => projection::run(args, program).await,
+        CliCommand::Process(args) => process::run(args, program).await,
         CliCommand::Dlq(args) => dlq::run(args, program).await,
         CliCommand::Outbox(args) => outbox::run(args, settings).await,
         CliCommand::Events(args) => events::run(args, program).await,

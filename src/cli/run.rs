@@ -11,7 +11,7 @@ use crate::app::{install, lifecycle, roles};
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// processor, processor:CONTEXT, relay, projection:NAME, projections, api; none = all
+    /// processor, processor:CONTEXT, relay, projection:NAME, projections, process:NAME, processes, api; none = all
     #[arg(value_name = "ROLE")]
     roles: Vec<String>,
 }

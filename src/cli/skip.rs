@@ -186,6 +186,7 @@ fn letter(reader: &Reader, record: &Record, topic_id: Option<String>, consumer: 
         reason_code: "SKIPPED".to_owned(),
         reason,
         command: None,
+        instance: None,
     }
 }
 

@@ -63,13 +63,23 @@ pub fn result_id(context: &str, stream_id: Uuid, command_id: Uuid) -> Uuid {
     derived("result", context, stream_id, &[command_id.as_bytes()])
 }
 
+/// The id of the command that `cause` made an instance of a process send as its `ordinal`-th, from 0.
+pub fn process_command_id(process: &str, instance: Uuid, cause: Uuid, ordinal: u32) -> Uuid {
+    derived("process-command", process, instance, &[cause.as_bytes(), &ordinal.to_be_bytes()])
+}
+
+/// The id of a deadline that `cause` made an instance of a process set: what it causes is told by it.
+pub fn deadline_id(process: &str, instance: Uuid, cause: Uuid, name: &str) -> Uuid {
+    derived("deadline", process, instance, &[cause.as_bytes(), name.as_bytes()])
+}
+
 /// The names of one `kind` differ from each other in their parts, and from those of another kind in how they begin.
 fn derived(kind: &str, context: &str, stream_id: Uuid, parts: &[&[u8]]) -> Uuid {
     let mut name = Vec::with_capacity(96);
     name.extend_from_slice(kind.as_bytes());
     name.push(b'/');
     name.extend_from_slice(context.as_bytes());
-    // No context's name holds a NUL, and what follows is of fixed length.
+    // No context's name holds a NUL, and what follows is of fixed length, but for a name at the end.
     name.push(0);
     name.extend_from_slice(stream_id.as_bytes());
     parts.iter().for_each(|part| name.extend_from_slice(part));
@@ -157,6 +167,13 @@ mod tests {
             result_id("bank", id(1), id(7)),
             result_id("bank", id(2), id(7)),
             result_id("payments", id(1), id(7)),
+            process_command_id("bank", id(1), id(7), 0),
+            process_command_id("bank", id(1), id(7), 1),
+            process_command_id("bank", id(1), id(8), 0),
+            process_command_id("bank", id(2), id(7), 0),
+            process_command_id("other", id(1), id(7), 0),
+            deadline_id("bank", id(1), id(7), "answer"),
+            deadline_id("bank", id(1), id(7), "answers"),
         ];
         let distinct: std::collections::HashSet<_> = ids.iter().collect();
         assert_eq!(distinct.len(), ids.len(), "{ids:?}");

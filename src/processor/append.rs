@@ -142,6 +142,7 @@ async fn park<C: BoundedContext>(
             reason_code: (*code).to_owned(),
             reason: reason.clone(),
             command: Some((command.command_id, command.destination)),
+            instance: None,
         }
     };
     let letters: Vec<DeadLetter> = decided.parked.iter().map(letter).collect();

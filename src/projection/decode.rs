@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::Projector;
-use crate::engine::{Position, Recorded};
+use crate::engine::{Position, Recorded, UndecodableEvent};
 use crate::kafka::{Batch, Record, TopicPartition, headers};
 use crate::panics;
 use crate::settings::FailurePolicy;
@@ -123,14 +123,22 @@ fn read<E: Send + Sync>(
         return Reading::Discarded { seq };
     }
     // A defect of a codec is this record's trouble and no other's.
-    let reading = panics::contain(|| recorded(projector, record, seq));
+    let reading = panics::contain(|| recorded(record, seq, |bytes| projector.codec.decode(bytes)));
     match reading.unwrap_or_else(|panic| Err(format!("reading it panicked: {panic}"))) {
         Ok(event) => Reading::Event(event),
         Err(reason) => Reading::Poison { seq: Some(seq), code: "UNREADABLE_EVENT", reason },
     }
 }
 
-fn recorded<E: Send + Sync>(projector: &Projector<E>, record: &Record, seq: i64) -> Result<Recorded<E>, String> {
+/// The event that the relay published as `record`, read by `decode`.
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn recorded<E>(
+    record: &Record,
+    seq: i64,
+    decode: impl FnOnce(&[u8]) -> Result<E, UndecodableEvent>,
+) -> Result<Recorded<E>, String> {
     let text = |name: &'static str| record.header(name).ok_or_else(|| format!("header {name} is missing"));
     let uuid = |name: &'static str| -> Result<Uuid, String> {
         Uuid::parse_str(text(name)?).map_err(|_| format!("header {name} is not a UUID"))
@@ -149,6 +157,6 @@ fn recorded<E: Send + Sync>(projector: &Projector<E>, record: &Record, seq: i64)
         recorded_at: text(headers::CE_TIME)?
             .parse()
             .map_err(|_| format!("header {} is not an RFC 3339 time", headers::CE_TIME))?,
-        event: projector.codec.decode(value).map_err(|error| error.to_string())?,
+        event: decode(value).map_err(|error| error.to_string())?,
     })
 }

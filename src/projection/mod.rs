@@ -53,6 +53,7 @@ use std::sync::Arc;
 
 pub use any::AnyProjector;
 pub use claim::TopicView;
+pub use decode::recorded;
 pub use driver::Driver;
 pub use install::{Installed, install};
 pub use offsets::{PlannedReset, ResetTarget, reset_offsets};

@@ -119,6 +119,7 @@ pub(super) fn letter(group: &str, item: &Item, numbered: bool, code: &str, reaso
         reason_code: code.to_owned(),
         reason: reason.replace('\0', "\u{fffd}"),
         command: None,
+        instance: None,
     }
 }
 

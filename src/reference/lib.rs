@@ -2,7 +2,9 @@
 //!
 //! It stands outside of the library and knows its public names alone.
 
+pub mod checkout;
 pub mod orders;
+pub mod payments;
 
 use throughline::App;
 

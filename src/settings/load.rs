@@ -53,7 +53,12 @@ impl LoadedSettings {
     /// Loads from `file` (or `throughline.toml` where there is one), this process's environment and
     /// `flags` of the form `section.key=value`.
     pub fn load(file: Option<&Path>, flags: &[String]) -> Result<Self, SettingsError> {
-        Self::load_from(file, std::env::vars().collect(), flags)
+        Self::load_from(file, std::env::vars().collect(), flags, &[])
+    }
+
+    /// As [`LoadedSettings::load`], for a program with sections of its own.
+    pub fn load_for(file: Option<&Path>, flags: &[String], own: &[String]) -> Result<Self, SettingsError> {
+        Self::load_from(file, std::env::vars().collect(), flags, own)
     }
 
     /// As [`LoadedSettings::load`], with an explicit environment.
@@ -61,6 +66,7 @@ impl LoadedSettings {
         file: Option<&Path>,
         environment: BTreeMap<String, String>,
         flags: &[String],
+        own: &[String],
     ) -> Result<Self, SettingsError> {
         let mut overrides: Vec<(String, String, String)> = Vec::new();
         for (key, value, origin) in environment_overrides(&environment)? {
@@ -103,6 +109,9 @@ impl LoadedSettings {
         }
         let mut settings: Settings = builder.build().map_err(invalid)?.try_deserialize().map_err(invalid)?;
         settings.kafka.librdkafka.extend(librdkafka);
+        if let Some(unknown) = settings.own.keys().find(|name| !own.contains(name)) {
+            return Err(SettingsError::Value(format!("unknown section `{unknown}`")));
+        }
         ranges::check(&settings)?;
         Ok(Self { settings, origins })
     }
@@ -173,7 +182,8 @@ mod tests {
 
     fn load(environment: &[(&str, &str)], flags: &[&str]) -> Result<LoadedSettings, SettingsError> {
         let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        LoadedSettings::load_from(None, environment, &flags.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>())
+        let flags: Vec<String> = flags.iter().map(|f| (*f).to_owned()).collect();
+        LoadedSettings::load_from(None, environment, &flags, &["bank".to_owned()])
     }
 
     #[test]
@@ -203,8 +213,25 @@ mod tests {
     fn unknown_keys_are_errors_that_name_the_key() {
         let error = load(&[("THROUGHLINE__RELAY__LEESE_MS", "7")], &[]).unwrap_err().to_string();
         assert!(error.contains("leese_ms"), "{error}");
-        assert!(load(&[], &["no.such=1"]).is_err());
+        let error = load(&[], &["no.such=1"]).unwrap_err().to_string();
+        assert!(error.contains("unknown section `no`"), "{error}");
         assert!(load(&[], &["processor.workers=many"]).is_err());
+    }
+
+    #[test]
+    fn a_program_has_sections_of_its_own() {
+        #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct Bank {
+            patience_ms: u64,
+        }
+        let settings = load(&[("THROUGHLINE__BANK__PATIENCE_MS", "7")], &[]).unwrap().settings;
+        assert_eq!(settings.section::<Bank>("bank").unwrap(), Bank { patience_ms: 7 });
+        assert_eq!(Settings::default().section::<Bank>("bank").unwrap(), Bank::default());
+        for wrong in ["bank.patience_ms=long", "bank.patients_ms=7"] {
+            let error = load(&[], &[wrong]).unwrap().settings.section::<Bank>("bank").unwrap_err().to_string();
+            assert!(error.contains("section bank"), "{error}");
+        }
     }
 
     #[test]

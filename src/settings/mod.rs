@@ -8,6 +8,7 @@ mod http;
 mod kafka;
 mod load;
 mod log;
+mod process;
 mod processor;
 mod projection;
 mod ranges;
@@ -21,17 +22,21 @@ pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings, L
 pub use kafka::KafkaSettings;
 pub use load::{LoadedSettings, SettingsError};
 pub use log::{LogFormat, LogSettings};
+pub use process::ProcessSettings;
 pub use processor::{LostOffsets, ProcessorSettings};
 pub use projection::{FailurePolicy, ProjectionSettings};
 pub use relay::RelaySettings;
 pub use secret::Secret;
 pub use topics::TopicSettings;
 
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// All settings. Section names are the `SECTION` of `THROUGHLINE__SECTION__KEY`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct Settings {
     pub kafka: KafkaSettings,
     pub database: DatabaseSettings,
@@ -39,7 +44,26 @@ pub struct Settings {
     pub processor: ProcessorSettings,
     pub relay: RelaySettings,
     pub projection: ProjectionSettings,
+    pub process: ProcessSettings,
     pub http: HttpSettings,
     pub dev: DevSettings,
     pub log: LogSettings,
+    /// Sections of the program's own, of a context or a process manager, by name.
+    #[serde(flatten)]
+    pub own: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Settings {
+    /// The program's own section `name`, with the defaults of `T` for what it leaves out.
+    ///
+    /// # Errors
+    /// A key that `T` does not know, or a value of another type.
+    pub fn section<T: DeserializeOwned>(&self, name: &str) -> Result<T, SettingsError> {
+        let invalid = |error: config::ConfigError| SettingsError::Value(format!("section {name}: {error}"));
+        let mut builder = config::Config::builder();
+        for (key, value) in self.own.get(name).into_iter().flatten() {
+            builder = builder.set_override(key, value.as_str()).map_err(invalid)?;
+        }
+        builder.build().and_then(config::Config::try_deserialize).map_err(invalid)
+    }
 }

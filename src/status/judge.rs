@@ -16,6 +16,8 @@ use crate::health::PartitionState;
 pub(super) const PROCESSOR: &str = "processor";
 /// The loop of the destination topics.
 pub(super) const RELAY: &str = "relay";
+/// How the loops of process managers are named, before their names.
+pub(super) const PROCESS: &str = "process ";
 /// Partitions that one line names, at most.
 const NAMED_MAX: usize = 6;
 /// A claim that is not granted for longer than this needs somebody to look.

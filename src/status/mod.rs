@@ -235,7 +235,37 @@ fn partitions(subject: &Subject, store: Option<&StoreView>, cluster: &KafkaView)
     for row in &mut rows {
         fill(row, subject, store, cluster);
     }
+    rows.extend(store.into_iter().flat_map(told_by_processes));
     rows
+}
+
+/// The partitions of process managers, as whoever has them tells.
+fn told_by_processes(store: &StoreView) -> Vec<PartitionRow> {
+    let mut places: Vec<(&str, &str, i32)> = store
+        .seen
+        .iter()
+        .filter(|seen| seen.loop_name.starts_with(judge::PROCESS))
+        .map(|seen| (seen.loop_name.as_str(), seen.topic.as_str(), seen.partition))
+        .collect();
+    places.sort_unstable();
+    places.dedup();
+    let row = |(loop_name, topic, partition): (&str, &str, i32)| {
+        let (seen, owner) = store.owner_of(loop_name, topic, partition)?;
+        Some(PartitionRow {
+            loop_name: loop_name.to_owned(),
+            topic: topic.to_owned(),
+            partition,
+            state: seen.state.clone(),
+            owner: Some(owner),
+            since: Some(seen.since),
+            reason: seen.reason.clone(),
+            cure: seen.cure.clone(),
+            waiting: None,
+            oldest_seconds: None,
+            idle_seconds: None,
+        })
+    };
+    places.into_iter().filter_map(row).collect()
 }
 
 fn fill(row: &mut PartitionRow, subject: &Subject, store: Option<&StoreView>, cluster: &KafkaView) {

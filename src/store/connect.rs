@@ -34,6 +34,8 @@ pub enum DatabaseRole {
     Maintenance,
     /// Tells who lives and what it does.
     Presence,
+    /// Moves process managers.
+    Process,
 }
 
 impl DatabaseRole {
@@ -47,6 +49,7 @@ impl DatabaseRole {
             Self::Reader => Some("throughline_reader".into()),
             Self::Maintenance => Some("throughline_maintenance".into()),
             Self::Presence => Some("throughline_presence".into()),
+            Self::Process => Some("throughline_process".into()),
         }
     }
 }

@@ -32,6 +32,8 @@ pub struct DeadLetter {
     pub reason: String,
     /// Id and partition of the outcome that was recorded with it.
     pub command: Option<(Uuid, i32)>,
+    /// Of a process manager, where it is known.
+    pub instance: Option<Uuid>,
 }
 
 /// The headers of a dead letter, as two columns.
@@ -75,8 +77,8 @@ pub async fn park(client: &impl GenericClient, letters: &[DeadLetter]) -> Result
 const PARK: &str = "
     insert into throughline.dead_letters
         (kind, consumer, source_topic, topic_id, source_partition, source_offset, seq, key, header_names, header_values,
-         headers_unreadable, value, reason_code, reason, command_id, destination)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+         headers_unreadable, value, reason_code, reason, command_id, destination, instance)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
     on conflict do nothing";
 
 async fn insert(
@@ -106,6 +108,7 @@ async fn insert(
                 &letter.reason.replace('\0', "\u{fffd}"),
                 &command_id,
                 &destination,
+                &letter.instance,
             ],
         )
         .await
@@ -141,7 +144,7 @@ pub async fn find(client: &impl GenericClient, filter: &Filter, rows_max: i64) -
                     coalesce(header_values,
                              array(select convert_to(value, 'UTF8') from jsonb_each_text(headers) order by key)),
                     headers_unreadable, value,
-                    reason_code, reason, command_id, destination
+                    reason_code, reason, command_id, destination, instance
              from throughline.dead_letters
              where ($1::text is null or consumer = $1) and ($2::bytea is null or key = $2)
                and ($3::bigint[] is null or id = any($3)) and (not $4 or status = 'parked')
@@ -173,6 +176,7 @@ fn parked(row: &Row) -> Parked {
             reason_code: row.get(16),
             reason: row.get(17),
             command: row.get::<_, Option<Uuid>>(18).zip(row.get(19)),
+            instance: row.get(20),
         },
     }
 }

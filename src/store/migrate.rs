@@ -33,16 +33,18 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { number: 15, name: "events by partition", sql: include_str!("migrations/0015_events_by_partition.sql") },
     Migration { number: 16, name: "read side told", sql: include_str!("migrations/0016_read_side_told.sql") },
     Migration { number: 17, name: "pieces and gaps", sql: include_str!("migrations/0017_pieces_and_gaps.sql") },
+    Migration { number: 18, name: "processes", sql: include_str!("migrations/0018_processes.sql") },
 ];
 
 /// Group roles that the steps give rights to.
-const ROLES: [&str; 6] = [
+const ROLES: [&str; 7] = [
     "throughline_writer",
     "throughline_relay",
     "throughline_projector",
     "throughline_reader",
     "throughline_maintenance",
     "throughline_presence",
+    "throughline_process",
 ];
 
 /// Serializes migrating processes of one database. Any constant would do; never change it.

@@ -177,7 +177,7 @@ async fn usage_that_cannot_be_meant_is_told_by_the_exit_code(harness: &Harness) 
         ("events republish --dry-run --to-topic bad!", "a topic's name is"),
         ("schema diff OrderPlaced 0 1", "0 is not in 1.."),
         ("schema show OrderPlaced 0", "0 is not in 1.."),
-        ("schema diff OrderPlaced 3", "compared with itself"),
+        ("schema diff OrderPlaced 4", "compared with itself"),
     ] {
         let ended = run(harness, &line.split(' ').collect::<Vec<_>>()).await;
         assert!(ended.code == 2 && ended.stderr.contains(says), "{line}: {} {}", ended.code, ended.stderr);
@@ -273,7 +273,7 @@ async fn assert_same_history(harness: &Harness, client: &Client, target: &str, o
     assert_eq!(records.len(), stored.len());
     let codec = OrdersCodec::installed(&harness.settings).await.expect("a codec");
     let newest: i32 = client
-        .query_one("select id from throughline.schemas where event_type = 'OrderPlaced' and version = 3", &[])
+        .query_one("select id from throughline.schemas where event_type = 'OrderPlaced' and version = 4", &[])
         .await
         .expect("schemas")
         .get(0);
@@ -287,7 +287,7 @@ async fn assert_same_history(harness: &Harness, client: &Client, target: &str, o
         assert_eq!(header("ce_source"), Some("/throughline/orders"));
         codec.decode(value).expect("the value decodes");
         if *key == old.to_string() {
-            assert_eq!((header("schema-version"), &value[1..5]), (Some("3"), &newest.to_be_bytes()[..]));
+            assert_eq!((header("schema-version"), &value[1..5]), (Some("4"), &newest.to_be_bytes()[..]));
         }
     }
 }
@@ -295,16 +295,19 @@ async fn assert_same_history(harness: &Harness, client: &Client, target: &str, o
 async fn schemas_can_be_compared(harness: &Harness, client: &Client) {
     assert_eq!(run(harness, &["schema", "check"]).await.code, 0);
     let list = rows(harness, &["schema", "list"]).await;
-    assert!(list.len() == 9 && list.iter().all(|row| row["id"].is_i64()), "{list:?}");
+    assert!(list.len() == 10 && list.iter().all(|row| row["id"].is_i64()), "{list:?}");
     // A stock client builds the subject from the topic's whole name.
     let subject = format!("{}-throughline.orders.OrderPlaced", harness.names().events());
     assert!(list.iter().any(|row| row["subject"] == subject.as_str()), "{list:?}");
     let shown = run(harness, &["schema", "show", "OrderPlaced", "1"]).await.stdout;
     assert!(serde_json::from_str::<Value>(&shown).expect("a schema")["name"] == "OrderPlaced");
     assert!(run(harness, &["schema", "show", "OrderLost"]).await.stderr.contains("OrderCancelled, OrderPlaced"));
-    let changes = rows(harness, &["schema", "diff", "OrderPlaced", "1", "3"]).await;
+    let changes = rows(harness, &["schema", "diff", "OrderPlaced", "1", "4"]).await;
     let added: Vec<_> = changes.iter().filter(|row| row["change"] == "added").map(|row| &row["field"]).collect();
-    assert_eq!(added, ["currency", "customer", "customer.id", "items[].lineTotal", "total"]);
+    assert_eq!(
+        added,
+        ["currency", "customer", "customer.id", "items[].lineTotal", "payment", "payment.token", "total"]
+    );
     assert_eq!(run(harness, &["schema", "diff", "--database"]).await.code, 0);
     client
         .execute("update throughline.schemas set fingerprint = 'other' where event_type = 'OrderShipped'", &[])

@@ -46,7 +46,7 @@ async fn the_stock_python_client_reads_events_through_our_registry() {
         *values[0],
         json!({
             "orderId": order, "customer": {"id": "customer-42"}, "currency": "USD", "total": 3998,
-            "items": [{"productId": Uuid::from_u128(7), "quantity": 2, "unitPrice": 199_900, "lineTotal": 3998}],
+            "items": [{"productId": Uuid::from_u128(7), "quantity": 2, "unitPrice": 199_900, "lineTotal": 3998}], "payment": null,
         })
     );
     assert_eq!(

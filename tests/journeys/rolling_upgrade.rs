@@ -50,16 +50,16 @@ pub async fn append(harness: &Harness, client: &Client, order: Uuid, schema_vers
         .expect("append an event");
 }
 
-/// The schemas of the next release: OrderPlaced has a version 4 with a field `channel`.
+/// The schemas of the next release: OrderPlaced has a version 5 with a field `channel`.
 fn next_release() -> (Catalogue, Upcasters) {
-    let newest = schemas::PUBLISHED.iter().find(|one| one.event_type == "OrderPlaced" && one.version == 3);
-    let definition = newest.expect("version 3").definition.trim_end();
+    let newest = schemas::PUBLISHED.iter().find(|one| one.event_type == "OrderPlaced" && one.version == 4);
+    let definition = newest.expect("version 4").definition.trim_end();
     let fields = definition.strip_suffix("]\n}").expect("fields come last").trim_end();
     let definition = format!("{fields}, {{\"name\": \"channel\", \"type\": \"string\", \"default\": \"unknown\"}}]}}");
     let mut published = schemas::PUBLISHED.to_vec();
-    published.push(Published { event_type: "OrderPlaced", version: 4, definition: &definition });
+    published.push(Published { event_type: "OrderPlaced", version: 5, definition: &definition });
     let catalogue = Catalogue::new(schemas::EVENTS_TOPIC, schemas::NAMESPACE, &published).expect("a catalogue");
-    let upcasters = schemas::upcasters().with("OrderPlaced", 3, |fields| {
+    let upcasters = schemas::upcasters().with("OrderPlaced", 4, |fields| {
         fields.set("channel", apache_avro::types::Value::String("unknown".to_owned()));
         Ok(())
     });
@@ -93,17 +93,17 @@ async fn old_readers_park_or_halt_on_a_newer_version_and_new_ones_read_both() {
         process.logged("admin listens").await;
     }
 
-    // The new release is installed: its version 4 gets an id. Then it writes.
+    // The new release is installed: its version 5 gets an id. Then it writes.
     let (catalogue, upcasters) = next_release();
     let catalogue = catalogue.of_topic(harness.names().events());
-    let ids = ids::register(&client, &catalogue).await.expect("register version 4");
+    let ids = ids::register(&client, &catalogue).await.expect("register version 5");
     let id = |version| ids.id_of("OrderPlaced", version).expect("an id");
     let [known, newer] = neighbours(&harness);
-    let third = golden("OrderPlaced.v3", id(3), known);
+    let fourth = golden("OrderPlaced.v4", id(4), known);
     // Avro writes a record's fields one after the other: the new one goes behind.
-    let fourth = [golden("OrderPlaced.v3", id(4), newer), b"\x06web".to_vec()].concat();
-    append(&harness, &client, known, 3, &third).await;
-    append(&harness, &client, newer, 4, &fourth).await;
+    let fifth = [golden("OrderPlaced.v4", id(5), newer), b"\x06web".to_vec()].concat();
+    append(&harness, &client, known, 4, &fourth).await;
+    append(&harness, &client, newer, 5, &fifth).await;
 
     // Old readers: one parks it and goes on, one halts before it. Neither makes a row of it.
     let reason: String = eventually("the event is parked", || async {
@@ -112,7 +112,7 @@ async fn old_readers_park_or_halt_on_a_newer_version_and_new_ones_read_both() {
         client.query_opt(statement, &[&key]).await.expect("dead letters").map(|row| row.get(0))
     })
     .await;
-    assert!(reason.contains(&format!("schema id {} is not registered", id(4))), "{reason}");
+    assert!(reason.contains(&format!("schema id {} is not registered", id(5))), "{reason}");
     halts.logged("is not registered").await;
     for table in ["order_list", "order_details"] {
         assert!(eventually("the known order", || async { listed(&client, table, known).await.then_some(true) }).await);
@@ -122,18 +122,18 @@ async fn old_readers_park_or_halt_on_a_newer_version_and_new_ones_read_both() {
     // An old program that starts now says what it lacks, and does not start.
     let refused = ended(&mut command(&harness, &["run", "processor"])).await;
     assert_eq!(refused.code, 1, "{}", refused.stderr);
-    assert!(refused.stderr.contains("OrderPlaced version 4 (1 events)"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("OrderPlaced version 5 (1 events)"), "{}", refused.stderr);
     let arguments = ["events", "tail", "--from", "beginning", "--output", "ndjson"];
     let tail = ended(&mut command(&harness, &arguments)).await;
     assert_eq!(tail.code, 3, "{}", tail.stderr);
-    assert!(tail.stdout.contains("OrderPlaced version 4, which this program does not know"), "{}", tail.stdout);
+    assert!(tail.stdout.contains("OrderPlaced version 5, which this program does not know"), "{}", tail.stdout);
 
     // The new reader reads both.
     let codec = Codec::new(catalogue, upcasters, &ids).expect("the new release's codec");
-    assert_eq!(channel(&codec, &third), "unknown");
-    assert_eq!(channel(&codec, &fourth), "web");
+    assert_eq!(channel(&codec, &fourth), "unknown");
+    assert_eq!(channel(&codec, &fifth), "web");
     // An old codec that knows of the id refuses it by name, one that does not by number.
-    assert_refusals(&ids, &fourth);
+    assert_refusals(&ids, &fifth);
     for process in [relay, parks, halts] {
         assert_eq!(process.terminate().await, 0);
     }
@@ -153,8 +153,8 @@ fn assert_refusals(ids: &SchemaIds, bytes: &[u8]) {
         let codec = Codec::new(schemas::catalogue().expect("a catalogue"), schemas::upcasters(), ids).expect("a codec");
         codec.newest_datum(bytes).expect_err("unknown").to_string()
     };
-    assert!(old(ids).contains("OrderPlaced version 4"), "{}", old(ids));
-    let before = ids.iter().filter(|(_, name, version)| (*name, *version) != ("OrderPlaced", 4));
+    assert!(old(ids).contains("OrderPlaced version 5"), "{}", old(ids));
+    let before = ids.iter().filter(|(_, name, version)| (*name, *version) != ("OrderPlaced", 5));
     let before = SchemaIds::new(before.map(|(id, name, version)| (name.to_owned(), version, id)));
     assert!(old(&before).contains("is not registered"), "{}", old(&before));
 }

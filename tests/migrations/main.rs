@@ -26,7 +26,7 @@ async fn before(name: &str, number: i32) -> (Harness, Client) {
                  number int primary key, name text not null, sha256 text not null,
                  applied_at timestamptz not null default now());
              do $$ declare wanted text; begin
-                 foreach wanted in array array['writer', 'relay', 'projector', 'reader', 'maintenance', 'presence'] loop
+                 foreach wanted in array array['writer', 'relay', 'projector', 'reader', 'maintenance', 'presence', 'process'] loop
                      begin
                          execute format('create role throughline_%s nologin', wanted);
                      exception when duplicate_object or unique_violation then null;
@@ -36,7 +36,7 @@ async fn before(name: &str, number: i32) -> (Harness, Client) {
         )
         .await
         .expect("a table of migrations");
-    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/migrations");
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../store/migrations");
     for migration in migrate::MIGRATIONS.iter().filter(|migration| migration.number < number) {
         let prefix = format!("{:04}_", migration.number);
         let file = std::fs::read_dir(&directory)

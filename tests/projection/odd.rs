@@ -103,6 +103,7 @@ async fn skip_next(bed: &mut Bed, partition: i32) -> bool {
         reason_code: "SKIPPED".into(),
         reason: "in the way".into(),
         command: None,
+        instance: None,
     };
     let mut owner = store::connect::connect(&bed.settings.database, &DatabaseRole::Owner).await.expect("connects");
     skip(&mut owner, NAME, &record, held, letter).await.expect("a skip")

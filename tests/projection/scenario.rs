@@ -48,8 +48,10 @@ pub fn life_of(order_id: Uuid, dice: &mut Dice) -> Vec<OrderEvent> {
     };
     let items = (0..1 + dice.below(4)).map(|_| item(dice)).collect();
     let customer_id = format!("customer-{}", dice.below(12));
-    let mut events =
-        decide(&mut order, OrderCommand::PlaceOrder(PlaceOrder { order_id, customer_id, currency, items }));
+    let mut events = decide(
+        &mut order,
+        OrderCommand::PlaceOrder(PlaceOrder { order_id, customer_id, currency, items, payment_token: None }),
+    );
     let total = order.placed().expect("placed").total;
     let fate = dice.below(6);
     let pay = |order: &mut Order, amount: Money, payment: u128| {

@@ -39,6 +39,7 @@ pub(super) fn keep<C: ClientContext>(
         reason_code: "UNMOVABLE".to_owned(),
         reason: reason.to_owned(),
         command: None,
+        instance: None,
     };
     tracing::error!(partition = %record.source, offset = record.offset, reason, "overflowed record parked");
     Handle::current().block_on(async {

@@ -25,6 +25,9 @@ pub const MAX_CUSTOMER_ID: usize = 128;
 /// The longest `carrier` and `trackingNumber`, in characters.
 pub const MAX_SHIPMENT_TEXT: usize = 128;
 
+/// The longest token of a payment, in characters.
+pub const MAX_TOKEN: usize = 255;
+
 /// The longest `reason`, in characters.
 pub const MAX_REASON: usize = 1_000;
 
@@ -58,7 +61,7 @@ impl CommandKind {
     /// The fields that belong to this kind only.
     pub(super) fn fields(self) -> &'static [&'static str] {
         match self {
-            Self::PlaceOrder => &["customerId", "currency", "items"],
+            Self::PlaceOrder => &["customerId", "currency", "items", "payment"],
             Self::RecordPayment => &["paymentId", "amount", "currency"],
             Self::ShipOrder => &["carrier", "trackingNumber"],
             Self::CancelOrder => &["reason"],
@@ -135,6 +138,8 @@ struct FieldsIn<'a> {
     #[serde(borrow)]
     items: Option<Vec<ItemIn<'a>>>,
     #[serde(borrow)]
+    payment: Option<PaymentIn<'a>>,
+    #[serde(borrow)]
     payment_id: Option<Text<'a>>,
     #[serde(borrow)]
     amount: Option<Text<'a>>,
@@ -144,6 +149,13 @@ struct FieldsIn<'a> {
     tracking_number: Option<Text<'a>>,
     #[serde(borrow)]
     reason: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PaymentIn<'a> {
+    #[serde(borrow)]
+    token: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -228,6 +240,7 @@ fn refuse_foreign(fields: &FieldsIn<'_>, kind: CommandKind) -> Result<(), Fault>
         ("customerId", fields.customer_id.is_some()),
         ("currency", fields.currency.is_some()),
         ("items", fields.items.is_some()),
+        ("payment", fields.payment.is_some()),
         ("paymentId", fields.payment_id.is_some()),
         ("amount", fields.amount.is_some()),
         ("carrier", fields.carrier.is_some()),
@@ -248,7 +261,9 @@ fn place_order(fields: &FieldsIn<'_>, order_id: Uuid) -> Result<PlaceOrder, Faul
         return Err(Fault::new("/items", format!("must be 1 to {MAX_ITEMS} items, they are {}", given.len())));
     }
     let items = given.iter().enumerate().map(|(n, item)| ordered_item(n, item)).collect::<Result<_, _>>()?;
-    Ok(PlaceOrder { order_id, customer_id, currency, items })
+    let token = |payment: &PaymentIn<'_>| text("/payment/token", &payment.token, MAX_TOKEN);
+    let payment_token = fields.payment.as_ref().map(token).transpose()?;
+    Ok(PlaceOrder { order_id, customer_id, currency, items, payment_token })
 }
 
 fn ordered_item(n: usize, item: &ItemIn<'_>) -> Result<OrderedItem, Fault> {

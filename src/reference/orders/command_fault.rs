@@ -73,6 +73,7 @@ fn field_fault(name: &str, value: &Value) -> Option<Fault> {
         _ if value.is_null() => None,
         "expectedVersion" => (!value.is_i64()).then(|| Fault::new(pointer, "must be an integer")),
         "items" => items_fault(pointer, value),
+        "payment" => payment_fault(pointer, value),
         "type" | "commandId" | "orderId" => string_fault(pointer, value),
         _ if CommandKind::ALL.iter().any(|kind| kind.fields().contains(&name)) => string_fault(pointer, value),
         _ => Some(Fault::new(pointer, "is no field of a command")),
@@ -99,6 +100,19 @@ fn items_fault(pointer: String, value: &Value) -> Option<Fault> {
         });
         let missing = || known.iter().find(|name| !fields.contains_key(**name));
         wrong.or_else(|| missing().map(|name| Fault::new(format!("{at}/{name}"), "is missing")))
+    })
+}
+
+fn payment_fault(pointer: String, value: &Value) -> Option<Fault> {
+    let Some(fields) = value.as_object() else {
+        return Some(Fault::new(pointer, "must be an object with token"));
+    };
+    fields.iter().find_map(|(name, value)| {
+        let at = format!("{pointer}/{}", escaped(name));
+        match name.as_str() {
+            "token" => string_fault(at, value),
+            _ => Some(Fault::new(at, "is no field of a payment")),
+        }
     })
 }
 

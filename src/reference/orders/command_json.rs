@@ -26,6 +26,9 @@ pub enum CommandJson<'a> {
         currency: &'static str,
         /// The lines.
         items: ItemsJson<'a>,
+        /// How it is to be paid, where it says so.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        payment: Option<PaymentJson<'a>>,
     },
     /// Record a payment.
     #[serde(rename_all = "camelCase")]
@@ -74,6 +77,13 @@ pub enum CommandJson<'a> {
     },
 }
 
+/// How a `PlaceOrder` is to be paid.
+#[derive(Serialize)]
+pub struct PaymentJson<'a> {
+    /// What the payment gateway knows the payer by.
+    pub token: &'a str,
+}
+
 /// The lines of a `PlaceOrder`, written without an intermediate list.
 pub struct ItemsJson<'a>(&'a PlaceOrder);
 
@@ -107,6 +117,7 @@ impl<'a> From<&'a Command<OrderCommand>> for CommandJson<'a> {
                 customer_id: &place.customer_id,
                 currency: place.currency.code(),
                 items: ItemsJson(place),
+                payment: place.payment_token.as_deref().map(|token| PaymentJson { token }),
             },
             OrderCommand::RecordPayment(payment) => Self::RecordPayment {
                 command_id,

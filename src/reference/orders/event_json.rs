@@ -23,6 +23,7 @@ pub(super) fn event_of_json(payload: &Value) -> Option<OrderEvent> {
                 currency,
                 items: items.collect::<Option<_>>()?,
                 total: money(payload, "total", currency)?,
+                payment_token: payload.get("payment").and_then(|payment| text(payment, "token")).map(str::to_owned),
             })
         }
         "PaymentReceived" => OrderEvent::PaymentReceived(PaymentReceived {
@@ -90,6 +91,7 @@ mod tests {
                 currency: euro,
                 items: vec![item],
                 total: money(4),
+                payment_token: Some("tok_approve".into()),
             }),
             OrderEvent::PaymentReceived(PaymentReceived {
                 order_id,

@@ -99,6 +99,10 @@ fn a_broken_upcaster_is_found() {
                 Ok(())
             }),
             ("OrderPlaced", 2, totals),
+            ("OrderPlaced", 3, |fields| {
+                fields.set("payment", apache_avro::types::Value::Null);
+                Ok(())
+            }),
             ("PaymentReceived", 1, |_| Err("not today".to_owned())),
             ("OrderShipped", 1, |fields| fields.rename("tracking", "trackingNumber")),
             ("OrderCancelled", 1, |fields| fields.remove("paid").map(drop)),
@@ -143,7 +147,7 @@ fn an_edited_and_an_incompatible_schema_of_ours_are_found() {
 #[test]
 fn a_missing_upcaster_refuses_to_start_and_says_which() {
     let ids = SchemaIds::in_order(&catalogue());
-    let only = Upcasters::new(&[("OrderPlaced", 2, (|_| Ok(())) as Upcaster)]);
+    let only = Upcasters::new(&[("OrderPlaced", 2, (|_| Ok(())) as Upcaster), ("OrderPlaced", 3, |_| Ok(()))]);
     let error = OrdersCodec::with(catalogue(), only, &ids).err().unwrap();
     let OrdersCodecError::Codec(CodecError::NoPath(lost)) = error else { panic!("{error}") };
     let lost: Vec<_> = lost.iter().map(|(event_type, version)| format!("{event_type} {version}")).collect();
@@ -154,10 +158,10 @@ fn a_missing_upcaster_refuses_to_start_and_says_which() {
 fn unknown_ids_versions_and_frames_are_refused_and_named() {
     let known = SchemaIds::in_order(&catalogue());
     let rows = known.iter().map(|(id, event_type, version)| (event_type.to_owned(), version, id));
-    let ids = SchemaIds::new(rows.chain([("OrderPlaced".to_owned(), 4, 90), ("OrderSplit".to_owned(), 1, 91)]));
+    let ids = SchemaIds::new(rows.chain([("OrderPlaced".to_owned(), 5, 90), ("OrderSplit".to_owned(), 1, 91)]));
     let codec = OrdersCodec::new(&ids).unwrap();
     let refusal = |bytes: &[u8]| codec.decode(bytes).unwrap_err().to_string();
-    assert!(refusal(&[0, 0, 0, 0, 90, 1, 2]).contains("OrderPlaced version 4, which this program does not know"));
+    assert!(refusal(&[0, 0, 0, 0, 90, 1, 2]).contains("OrderPlaced version 5, which this program does not know"));
     assert!(refusal(&[0, 0, 0, 0, 91]).contains("OrderSplit version 1"));
     assert!(refusal(&[0, 0, 0, 1, 0]).contains("schema id 256 is not registered"));
     assert!(refusal(&[1, 0, 0, 0, 1]).contains("not the Confluent wire format"));

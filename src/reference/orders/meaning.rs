@@ -9,7 +9,7 @@ use super::domain::{CancelOrder, OrderCommand, OrderedItem, PlaceOrder, RecordPa
 /// since ids are told apart within an order anyway.
 pub(super) fn write(command: &OrderCommand, into: &mut Vec<u8>) {
     match command {
-        OrderCommand::PlaceOrder(PlaceOrder { order_id: _, customer_id, currency, items }) => {
+        OrderCommand::PlaceOrder(PlaceOrder { order_id: _, customer_id, currency, items, payment_token }) => {
             into.push(1);
             text(into, customer_id);
             text(into, currency.code());
@@ -18,6 +18,10 @@ pub(super) fn write(command: &OrderCommand, into: &mut Vec<u8>) {
                 into.extend_from_slice(product_id.as_bytes());
                 number(into, quantity.get());
                 number(into, unit_price.ten_thousandths());
+            }
+            // Nothing where there is none: what was decided before it could be said means the same.
+            if let Some(token) = payment_token {
+                text(into, token);
             }
         }
         OrderCommand::RecordPayment(RecordPayment { order_id: _, payment_id, amount }) => {

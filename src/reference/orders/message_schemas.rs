@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 use utoipa::PartialSchema;
 
 use super::routes::answers::CommandStatus;
-use super::routes::command_bodies::{CancelOrderBody, ItemBody, PlaceOrderBody, RecordPaymentBody, ShipOrderBody};
+use super::routes::command_bodies::{
+    CancelOrderBody, ItemBody, PaymentChoiceBody, PlaceOrderBody, RecordPaymentBody, ShipOrderBody,
+};
 
 /// Decimal text of any currency.
 const AMOUNT: &str = r"^(0|[1-9][0-9]*)(\.[0-9]+)?$";
@@ -16,6 +18,7 @@ pub fn commands() -> Vec<(&'static str, Value)> {
     let mut item = plain(&ItemBody::schema());
     item["properties"]["unitPrice"]["pattern"] = json!(AMOUNT);
     place["properties"]["items"]["items"] = item;
+    place["properties"]["payment"] = plain(&PaymentChoiceBody::schema());
     let mut payment = command::<RecordPaymentBody>("RecordPayment");
     payment["properties"]["amount"]["pattern"] = json!(AMOUNT);
     vec![

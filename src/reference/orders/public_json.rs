@@ -47,6 +47,8 @@ pub(super) enum PublicEvent<'a> {
         currency: &'static str,
         items: Vec<PublicItem>,
         total: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        payment: Option<PublicPayment<'a>>,
     },
     PaymentReceived {
         order_id: Uuid,
@@ -70,6 +72,11 @@ pub(super) enum PublicEvent<'a> {
 }
 
 #[derive(Debug, Serialize)]
+pub(super) struct PublicPayment<'a> {
+    token: &'a str,
+}
+
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PublicItem {
     product_id: Uuid,
@@ -87,6 +94,7 @@ impl<'a> PublicEvent<'a> {
                 currency: placed.currency.code(),
                 items: public_items(&placed.items, placed.currency),
                 total: placed.total.amount_text(),
+                payment: placed.payment_token.as_deref().map(|token| PublicPayment { token }),
             },
             OrderEvent::PaymentReceived(received) => Self::PaymentReceived {
                 order_id: received.order_id,

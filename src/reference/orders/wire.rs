@@ -9,7 +9,7 @@ use super::domain::{
     Currency, Money, OrderCancelled, OrderPlaced, OrderShipped, PaymentReceived, PlacedItem, Quantity, UnitPrice,
 };
 
-/// `OrderPlaced` version 3, to be written.
+/// `OrderPlaced` version 4, to be written.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct OrderPlacedOut<'a> {
@@ -20,9 +20,10 @@ pub(super) struct OrderPlacedOut<'a> {
     #[serde(serialize_with = "items_out")]
     items: &'a [PlacedItem],
     total: i64,
+    payment: Option<PaymentChoice<'a>>,
 }
 
-/// `OrderPlaced` version 3, as read.
+/// `OrderPlaced` version 4, as read.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct OrderPlacedIn<'a> {
@@ -33,6 +34,13 @@ pub(super) struct OrderPlacedIn<'a> {
     currency: &'a str,
     items: Vec<Item>,
     total: i64,
+    #[serde(borrow)]
+    payment: Option<PaymentChoice<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PaymentChoice<'a> {
+    token: &'a str,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,6 +79,7 @@ impl<'a> From<&'a OrderPlaced> for OrderPlacedOut<'a> {
             currency: event.currency.code(),
             items: &event.items,
             total: event.total.minor_units(),
+            payment: event.payment_token.as_deref().map(|token| PaymentChoice { token }),
         }
     }
 }
@@ -96,6 +105,7 @@ impl TryFrom<OrderPlacedIn<'_>> for OrderPlaced {
             currency,
             items: wire.items.into_iter().map(item).collect::<Result<_, String>>()?,
             total: money("total", wire.total, currency)?,
+            payment_token: wire.payment.map(|payment| payment.token.to_owned()),
         })
     }
 }

@@ -55,6 +55,8 @@ pub struct OrderPlaced {
     pub items: Vec<PlacedItem>,
     /// Sum of the line totals; above zero.
     pub total: Money,
+    /// What the payment gateway knows the payer by, where the order is to be paid through it.
+    pub payment_token: Option<String>,
 }
 
 /// One line of a placed order.

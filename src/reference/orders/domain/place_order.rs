@@ -24,6 +24,8 @@ pub struct PlaceOrder {
     pub currency: Currency,
     /// What is ordered: 1 to [`MAX_ITEMS`] lines.
     pub items: Vec<OrderedItem>,
+    /// What the payment gateway knows the payer by, where the order is to be paid through it.
+    pub payment_token: Option<String>,
 }
 
 /// One line as ordered.
@@ -56,6 +58,7 @@ pub(super) fn decide(order: &Order, command: &PlaceOrder) -> Decision<OrderEvent
         currency: command.currency,
         items,
         total,
+        payment_token: command.payment_token.clone(),
     })])
 }
 
@@ -86,6 +89,7 @@ mod tests {
             currency: Currency::USD,
             items: vec![placed_item(0, 2, "19.99", "39.98"), placed_item(1, 3, "0.005", "0.02")],
             total: usd("40.00"),
+            payment_token: None,
         })]);
     }
 

@@ -23,7 +23,13 @@ fn item() -> impl Strategy<Value = OrderedItem> {
 
 fn command() -> impl Strategy<Value = OrderCommand> {
     let place = (currency(), prop::collection::vec(item(), 1..6)).prop_map(|(currency, items)| {
-        OrderCommand::PlaceOrder(PlaceOrder { order_id: ORDER, customer_id: "c".to_owned(), currency, items })
+        OrderCommand::PlaceOrder(PlaceOrder {
+            order_id: ORDER,
+            customer_id: "c".to_owned(),
+            currency,
+            items,
+            payment_token: None,
+        })
     });
     let pay = (currency(), 0u128..40, prop_oneof![4 => 1i64..20_000, 1 => 1i64..=MAX_MINOR_UNITS]).prop_map(
         |(currency, payment, minor)| {
@@ -92,7 +98,7 @@ fn sequence() -> impl Strategy<Value = Vec<OrderCommand>> {
             let price = UnitPrice::from_ten_thousandths(cents * 100).unwrap();
             let item = OrderedItem { product_id: Uuid::nil(), quantity: Quantity::new(1).unwrap(), unit_price: price };
             let (customer_id, currency, items) = ("c".to_owned(), Currency::USD, vec![item]);
-            let first = PlaceOrder { order_id: ORDER, customer_id, currency, items };
+            let first = PlaceOrder { order_id: ORDER, customer_id, currency, items, payment_token: None };
             commands.insert(0, OrderCommand::PlaceOrder(first));
         }
         commands

@@ -30,6 +30,7 @@ pub fn placed(total: &str) -> OrderEvent {
         currency: Currency::USD,
         items: vec![placed_item(0, 1, total, total)],
         total: usd(total),
+        payment_token: None,
     })
 }
 
@@ -70,6 +71,7 @@ pub fn place(lines: &[(i64, &str)]) -> OrderCommand {
         customer_id: "customer-42".to_owned(),
         currency: Currency::USD,
         items: lines.iter().enumerate().map(line).collect(),
+        payment_token: None,
     })
 }
 

@@ -46,7 +46,19 @@ command_body! {
         /// The lines.
         #[schema(min_items = 1, max_items = 1000)]
         items: Vec<ItemBody>,
+        /// How it is to be paid; without it, payments are recorded by whoever takes them.
+        #[schema(required = false)]
+        payment: Option<PaymentChoiceBody>,
     }
+}
+
+/// How an order is to be paid.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PaymentChoiceBody {
+    /// What the payment gateway knows the payer by.
+    #[schema(min_length = 1, max_length = 255, pattern = r"^[^\x00-\x1F\x7F-\x9F]+$", example = "tok_approve")]
+    pub token: String,
 }
 
 /// One line of an order.
