@@ -13,7 +13,7 @@
 //! | room | what it is for | may import |
 //! |---|---|---|
 //! | [`engine`] | the vocabulary of a bounded context: aggregate, command, event, projection; and of a process manager | nothing of ours |
-//! | [`plain`] | contexts of plain Rust types, by serde | `engine`, `avro` |
+//! | [`plain`] | contexts of plain Rust types, by serde | `engine`, `avro`, `api`, `store` |
 //! | [`settings`] | every setting, its default and unit | nothing of ours |
 //! | [`avro`] | schema catalogue, codec, upcasting, registry API | `engine` |
 //! | [`store`] | PostgreSQL: connections, migrations, what several loops ask | `settings` |

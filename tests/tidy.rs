@@ -19,7 +19,7 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("presence", &["settings", "store", "health"]),
         ("status", &["settings", "store", "health", "kafka", "presence", "relay", "projection"]),
         ("avro", &["engine", "settings", "store"]),
-        ("plain", &["engine", "avro"]),
+        ("plain", &["engine", "avro", "api", "store"]),
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),
         ("relay", &["engine", "settings", "store", "kafka", "avro", "crash", "health"]),
         ("projection", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),

@@ -146,6 +146,7 @@ fn check_name(name: &str) -> Result<(), AppError> {
 #[cfg(test)]
 mod tests {
     use garde::Validate;
+    use schemars::JsonSchema;
     use serde::{Deserialize, Serialize};
 
     use super::*;
@@ -153,7 +154,7 @@ mod tests {
     use crate::engine::{Aggregate, Decision};
     use crate::plain::{Plain, PlainContext, StateTable};
 
-    #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, Validate)]
+    #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, Validate, JsonSchema)]
     struct Nothing {}
 
     impl Aggregate for Nothing {

@@ -6,17 +6,21 @@
 
 mod codec;
 mod command;
+mod routes;
+mod shapes;
 mod state_table;
 
 use std::marker::PhantomData;
 
 use garde::Validate;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 pub use codec::{PlainCodec, PlainCodecError};
+pub use routes::Routes;
 pub use state_table::StateTable;
 
 use crate::avro::{SchemaIds, Schemas};
@@ -28,7 +32,10 @@ use crate::engine::{Aggregate, BoundedContext, Command, InvalidCommand};
 /// business. Fields that no variant knows are refused where the enum says `#[serde(deny_unknown_fields)]`.
 pub trait PlainContext: Send + Sync + 'static {
     /// Its state and its rules.
-    type Aggregate: Aggregate<Command: Serialize + DeserializeOwned + Validate<Context = ()>, Event: Serialize + DeserializeOwned>;
+    type Aggregate: Aggregate<
+            Command: Serialize + DeserializeOwned + Validate<Context = ()> + JsonSchema,
+            Event: Serialize + DeserializeOwned,
+        >;
 
     /// Prefix of its topics and groups: `bank` gives `bank-commands`, `bank-events`.
     const NAME: &'static str;

@@ -1,11 +1,12 @@
 //! An account: what may be asked of it, what happens to it, and its rules. Pure: told everything, asks nobody.
 
 use garde::Validate;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use throughline::engine::{Aggregate, Decision, Refusal};
 
 /// What may be asked. Amounts are whole cents.
-#[derive(Debug, Clone, Serialize, Deserialize, Validate)]
+#[derive(Debug, Clone, Serialize, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all_fields = "camelCase")]
 pub enum AccountCommand {
     Open {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use throughline::app::dev::Services;
 use throughline::settings::LoadedSettings;
 use tokio_postgres::NoTls;
@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A database and topics of this test's own.
 struct Bank {
+    http: String,
     environment: Vec<(&'static str, String)>,
     url: String,
     _services: Services,
@@ -33,15 +34,17 @@ impl Bank {
             .expect("a database");
         let (server, _) = services.database_url.rsplit_once('/').expect("a database is named");
         let url = format!("{server}/{name}");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let http = free.expect("a free port").to_string();
         let environment = vec![
             ("KAFKA_BROKERS", services.kafka_brokers.clone()),
             ("DATABASE_URL", url.clone()),
             ("THROUGHLINE__TOPICS__PREFIX", format!("{name}-")),
-            ("HTTP_LISTEN", "127.0.0.1:0".to_owned()),
+            ("HTTP_LISTEN", http.clone()),
             ("ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
             ("THROUGHLINE__HTTP__SHUTDOWN_NOTICE_MS", "0".to_owned()),
         ];
-        Self { environment, url, _services: services }
+        Self { http, environment, url, _services: services }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -164,5 +167,67 @@ async fn an_account_from_its_first_command_to_a_rebuild_of_its_table() {
         let (said, code) = bank.run(arguments, "");
         assert!(code == 0 && said.contains(says), "{arguments:?} ended with {code}: {said}");
     }
+    drop(running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_over_http() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let bank = Bank::new().await;
+    let mut run = bank.command(&["run"]);
+    let running = Running(run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
+    eventually(|| std::net::TcpStream::connect(&bank.http).ok());
+    let base = format!("http://{}", bank.http);
+    let http = reqwest::Client::new();
+    let post = async |path: &str, key: &str, body: Value| {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let request = http.post(format!("{base}{path}")).header("Idempotency-Key", key).json(&body);
+            let answer = request.send().await.expect("an answer");
+            let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+            let body: Value = answer.json().await.expect("JSON");
+            // The server is starting: it says so, and a key makes a repetition safe.
+            if status != 503 && (status != 202 || !path.ends_with("/sync")) {
+                return (status, headers, body);
+            }
+            assert!(Instant::now() < end, "{status}: {body}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let (status, headers, opened) = post("/api/accounts/sync", "open", json!({"owner": "ann"})).await;
+    assert_eq!((status, &opened["status"]), (201, &json!("accepted")), "{opened}");
+    let account = opened["accountId"].as_str().expect("an id").to_owned();
+    assert_eq!(headers["location"], format!("/api/accounts/{account}"));
+    assert_eq!(headers["etag"], "\"1\"");
+    let (_, _, again) = post("/api/accounts/sync", "open", json!({"owner": "ann"})).await;
+    assert_eq!(again["commandId"], opened["commandId"], "the same key, the same answer");
+
+    let deposits = format!("/api/accounts/{account}/deposits");
+    let (status, headers, held) = post(&deposits, "in", json!({"cents": 700})).await;
+    assert_eq!((status, &held["accountId"]), (202, &json!(account)), "{held}");
+    let place = headers["location"].to_str().expect("text").to_owned();
+    let (status, headers, told) = post(&format!("{deposits}/sync"), "in2", json!({"cents": 1})).await;
+    assert_eq!((status, &told["version"]), (201, &json!(3)), "{told}");
+    let status_of: Value = http.get(format!("{base}{place}")).send().await.unwrap().json().await.unwrap();
+    assert_eq!((&status_of["status"], &status_of["version"]), (&json!("accepted"), &json!(2)), "{status_of}");
+    let token = headers["consistency-token"].to_str().expect("text").to_owned();
+    let read = http.get(format!("{base}/api/accounts/{account}")).header("Consistency-Token", token);
+    let read: Value = read.send().await.unwrap().json().await.unwrap();
+    assert_eq!((&read["owner"], &read["cents"], &read["version"]), (&json!("ann"), &json!(701), &json!(3)), "{read}");
+
+    let withdrawals = format!("/api/accounts/{account}/withdrawals/sync");
+    let (status, _, refused) = post(&withdrawals, "out", json!({"cents": 800})).await;
+    assert_eq!((status, &refused["code"]), (409, &json!("INSUFFICIENT_FUNDS")), "{refused}");
+    let (status, _, invalid) = post(&withdrawals, "out2", json!({"cents": 0})).await;
+    assert_eq!(status, 422, "{invalid}");
+    assert!(invalid["detail"].as_str().is_some_and(|detail| detail.starts_with("/cents ")), "{invalid}");
+    let (status, _, other) = post(&withdrawals, "out3", json!({"type": "Deposit", "cents": 1})).await;
+    assert_eq!((status, &other["detail"]), (422, &json!("/type must be Withdraw here")), "{other}");
+
+    let document: Value = http.get(format!("{base}/openapi.json")).send().await.unwrap().json().await.unwrap();
+    let body = &document["paths"]["/api/accounts"]["post"]["requestBody"]["content"]["application/json"]["schema"];
+    assert_eq!(body["properties"]["owner"]["maxLength"], 100, "{body}");
+    let wait = &document["paths"]["/api/accounts/{accountId}/deposits/sync"]["post"]["parameters"];
+    assert!(wait.as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "Idempotency-Key")), "{wait}");
     drop(running);
 }
