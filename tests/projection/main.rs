@@ -22,6 +22,7 @@ mod sequences;
 mod upgrade;
 mod walk;
 mod walk_model;
+mod walk_operator;
 mod walk_run;
 mod walk_spoil;
 mod walk_steps;
