@@ -161,13 +161,13 @@ fn commands(told: &Messages) -> Map<String, Value> {
         },
     });
     let key = the(stream);
-    let message = |(name, payload): &(&str, Value)| {
+    let message = |(name, payload): &(String, Value)| {
         let message = json!({
             "name": name, "contentType": "application/json", "headers": headers, "payload": payload,
             "correlationId": {"$ref": "#/components/correlationIds/correlation"},
             "bindings": {"kafka": {"key": uuid(&key), "bindingVersion": BINDING}},
         });
-        ((*name).to_owned(), message)
+        (name.clone(), message)
     };
     told.commands.iter().map(message).collect()
 }

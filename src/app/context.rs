@@ -16,6 +16,7 @@ use crate::avro::{Catalogue, CatalogueError, SchemaIds, Schemas};
 use crate::engine::{Aggregate, BoundedContext, Encoded, EventCodec, Projection, ReadModel, UndecodableEvent};
 use crate::health::Health;
 use crate::kafka::topics::TopicNames;
+use crate::plain::{Plain, PlainContext};
 use crate::processor;
 use crate::projection::{self, AnyProjector, Projector};
 use crate::settings::{Settings, TopicSettings};
@@ -28,8 +29,8 @@ type Event<C> = <<C as BoundedContext>::Aggregate as Aggregate>::Event;
 pub struct Messages {
     /// What a stream is to people, such as `order`.
     pub stream: &'static str,
-    /// Every command by its type, as a JSON schema with an example.
-    pub commands: Vec<(&'static str, Value)>,
+    /// Every command by its type, as a JSON schema.
+    pub commands: Vec<(String, Value)>,
     /// What became of a command, as a JSON schema.
     pub result: Value,
 }
@@ -92,6 +93,17 @@ impl<C: BoundedContext> Context<C> {
     #[must_use]
     pub fn messages(self, messages: fn() -> Messages) -> Self {
         Self { messages, ..self }
+    }
+}
+
+impl<P: PlainContext> Context<Plain<P>> {
+    /// A context of plain types, with what follows from these.
+    pub fn of(_: P) -> Self {
+        Self::new(P::SCHEMAS, Plain::codec).messages(|| Messages {
+            stream: P::STREAM_ID_FIELD.trim_end_matches("Id"),
+            commands: Plain::<P>::command_shapes(),
+            result: Plain::<P>::outcome_shape(),
+        })
     }
 }
 

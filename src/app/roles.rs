@@ -76,12 +76,16 @@ pub fn parse(app: &App, names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
     Ok(roles)
 }
 
-/// What the roles of a process are written as: `processor` where there is one context only.
-fn told(app: &App, role: &Role) -> String {
-    match role {
-        Role::Processor(_) if app.contexts().len() == 1 => "processor".into(),
+/// What the roles of a process are written as: `processor` where it decides the commands of every context.
+fn told(app: &App, roles: &BTreeSet<Role>) -> Vec<String> {
+    let is_all = app.contexts().iter().all(|one| roles.contains(&Role::Processor(one.name().to_owned())));
+    let named = |role: &Role| match role {
+        Role::Processor(_) if is_all => "processor".to_owned(),
         other => other.to_string(),
-    }
+    };
+    let mut told: Vec<String> = roles.iter().map(named).collect();
+    told.dedup();
+    told
 }
 
 /// One context in a process.
@@ -122,7 +126,7 @@ pub async fn start(
         pending_max: Duration::from_millis(settings.http.claim_pending_max_ms),
     });
     start_admin(admin, &health, lifecycle)?;
-    let who = Identity::new(roles.iter().map(|role| told(app, role)).collect());
+    let who = Identity::new(told(app, roles));
     lifecycle.spawn("presence", presence::run(settings.clone(), health.clone(), who, lifecycle.shutdown()));
     if let Some(context) = app.contexts().first() {
         let (beat, asked) = (health.register("kafka"), context.names(&settings.topics).events());
@@ -135,7 +139,7 @@ pub async fn start(
                 for site in sites.iter().filter(|site| site.name == context) {
                     let loop_ =
                         site.opened.processor(site.settings.clone(), wake.clone(), health.clone(), shutdown.clone());
-                    lifecycle.spawn(told(app, role), loop_);
+                    lifecycle.spawn(role.to_string(), loop_);
                 }
             }
             Role::Relay => {

@@ -11,7 +11,9 @@ use super::{FOUND_FALSE, Output, Program};
 use crate::app::App;
 use crate::engine::ReadModel;
 use crate::health::PartitionState;
-use crate::status::{self, Live, PAUSED, PartitionRow, Projected, Report, Subject, UNKNOWN};
+use crate::process::AnyProcess;
+use crate::settings::TopicSettings;
+use crate::status::{self, Live, Manager, PAUSED, PartitionRow, Projected, Report, Subject, UNKNOWN};
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -39,6 +41,7 @@ pub async fn run(args: StatusArgs, program: &Program<'_>) -> anyhow::Result<Exit
         settings: settings.clone(),
         projections: projections.collect(),
         contexts: contexts.iter().map(|context| context.names(&settings.topics)).collect(),
+        managers: program.app.processes().iter().map(|one| manager(one.as_ref(), &settings.topics)).collect(),
         stalled_after: Duration::from_secs(args.stalled_after),
     })
     .await;
@@ -50,6 +53,10 @@ pub async fn run(args: StatusArgs, program: &Program<'_>) -> anyhow::Result<Exit
     // A reader that went away ends the printing without an error.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(FOUND_FALSE) })
+}
+
+fn manager(process: &dyn AnyProcess, settings: &TopicSettings) -> Manager {
+    Manager { name: process.name().to_owned(), topics: process.topics(settings).into_iter().collect() }
 }
 
 fn screen(report: &Report, app: &App) -> String {
@@ -73,7 +80,7 @@ fn screen(report: &Report, app: &App) -> String {
     let mut queues: Vec<Value> = report
         .waiting
         .iter()
-        .map(|lane| json!({"waits": format!("commands, {}", lane.lane), "records": lane.commands, "oldest": age(lane.oldest_seconds)}))
+        .map(|lane| json!({"waits": format!("commands, {} ({})", lane.lane, lane.topic), "records": lane.commands, "oldest": age(lane.oldest_seconds)}))
         .collect();
     queues.extend(
         report
@@ -84,6 +91,11 @@ fn screen(report: &Report, app: &App) -> String {
     queues.extend(report.projections.iter().map(|row| {
         let oldest = age((row.lag_events > 0).then_some(row.lag_seconds));
         json!({"waits": format!("projection {}", row.name), "records": row.lag_events, "oldest": oldest, "state": row.state})
+    }));
+    queues.extend(report.process_managers.iter().map(|row| {
+        let oldest = age((row.lag_events > 0).then_some(row.lag_seconds));
+        let state = if row.stuck > 0 { format!("{}, {} stuck", row.state, row.stuck) } else { row.state.clone() };
+        json!({"waits": format!("process {}", row.name), "records": row.lag_events, "oldest": oldest, "state": state})
     }));
     queues.extend(report.dead_letters.map(|count| json!({"waits": "dead letters", "records": count})));
     section(&["waits", "records", "oldest", "state"], queues);

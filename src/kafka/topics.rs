@@ -13,6 +13,7 @@ use crate::settings::{KafkaSettings, TopicSettings};
 /// Names of one context's topics and consumer groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicNames {
+    context: String,
     /// `topics.prefix` and the context: `bank`, or `staging-bank`.
     base: String,
 }
@@ -20,7 +21,12 @@ pub struct TopicNames {
 impl TopicNames {
     /// The names of `context` under the configured prefix.
     pub fn new(context: &str, settings: &TopicSettings) -> Self {
-        Self { base: format!("{}{context}", settings.prefix) }
+        Self { context: context.to_owned(), base: format!("{}{context}", settings.prefix) }
+    }
+
+    /// The context whose they are.
+    pub fn context(&self) -> &str {
+        &self.context
     }
 
     /// The lanes of the commands, by falling priority.

@@ -58,6 +58,20 @@ impl<P: PlainContext> Plain<P> {
     pub fn codec(ids: &SchemaIds) -> anyhow::Result<PlainCodec<P>> {
         Ok(PlainCodec::new(ids)?)
     }
+
+    /// Every command by its type, as the commands topics take it: a JSON schema.
+    pub fn command_shapes() -> Vec<(String, Value)> {
+        let shape = |(name, fields): (String, Value)| {
+            let shape = shapes::command(&name, P::STREAM_ID_FIELD, fields);
+            (name, shape)
+        };
+        shapes::variants::<<P::Aggregate as Aggregate>::Command>().into_iter().map(shape).collect()
+    }
+
+    /// What became of a command, as the results topic tells it: a JSON schema.
+    pub fn outcome_shape() -> Value {
+        shapes::outcome(P::STREAM_ID_FIELD)
+    }
 }
 
 impl<P: PlainContext> BoundedContext for Plain<P> {

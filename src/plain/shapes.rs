@@ -8,24 +8,75 @@ use serde_json::{Value, json};
 
 /// The schema of the fields that one variant of an enum has, or none if no variant has that name.
 pub(super) fn of_variant<C: JsonSchema>(name: &str) -> Option<Value> {
+    variants::<C>().into_iter().find(|(one, _)| one == name).map(|(_, fields)| fields)
+}
+
+/// The variants of an enum, each with the schema of its fields.
+pub(super) fn variants<C: JsonSchema>() -> Vec<(String, Value)> {
     let settings = SchemaSettings::openapi3().with(|settings| {
         settings.inline_subschemas = true;
         settings.meta_schema = None;
     });
     let whole = Value::from(settings.into_generator().into_root_schema_for::<C>());
-    let variant = |schema: &Value| {
-        let fields = schema["properties"].get(name).cloned();
-        let alone = schema["enum"].as_array().is_some_and(|names| names.iter().any(|one| one == name));
-        let mut found = fields.or_else(|| alone.then(|| json!({"type": "object"})))?;
-        if let Some(text) = schema.get("description").filter(|_| !alone) {
-            found["description"] = text.clone();
-        }
-        Some(found)
-    };
     match whole["oneOf"].as_array() {
-        Some(variants) => variants.iter().find_map(variant),
-        None => variant(&whole),
+        Some(variants) => variants.iter().flat_map(named).collect(),
+        None => named(&whole),
     }
+}
+
+/// Variants with fields are objects of one property; those without are told together, as texts.
+fn named(schema: &Value) -> Vec<(String, Value)> {
+    if let Some((name, fields)) = schema["properties"].as_object().and_then(|variants| variants.iter().next()) {
+        let mut fields = fields.clone();
+        if let Some(text) = schema.get("description") {
+            fields["description"] = text.clone();
+        }
+        return vec![(name.clone(), fields)];
+    }
+    let alone = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    alone.map(|name| (name.to_owned(), json!({"type": "object"}))).collect()
+}
+
+/// A command whole: its fields with its type and its ids.
+pub(super) fn command(name: &str, stream_id_field: &str, mut fields: Value) -> Value {
+    fields["properties"]["type"] = json!({"type": "string", "const": name});
+    fields["properties"][stream_id_field] = id("The stream; also the record's key, as lower-case text.");
+    fields["properties"]["commandId"] =
+        id("Idempotency key within the stream. The header command-id, or the record's place, when absent.");
+    fields["properties"]["expectedVersion"] = json!({"type": "integer", "minimum": 0});
+    let mut required = vec![json!("type"), json!(stream_id_field)];
+    required.extend(fields["required"].as_array().into_iter().flatten().cloned());
+    fields["required"] = required.into();
+    fields
+}
+
+/// What became of a command.
+pub(super) fn outcome(stream_id_field: &str) -> Value {
+    let or_null = |kind: &str| json!({"type": [kind, "null"]});
+    let mut outcome = json!({
+        "type": "object",
+        "properties": {
+            "commandId": id("The command"),
+            "status": {"type": "string", "enum": ["accepted", "refused"]},
+            "code": or_null("string"),
+            "reason": or_null("string"),
+            "version": or_null("integer"),
+            "position": {
+                "type": ["object", "null"],
+                "properties": {"partition": {"type": "integer"}, "seq": {"type": "integer"}},
+            },
+            "correlationId": {"type": "string"},
+            "decidedAt": {"type": "string", "format": "date-time"},
+        },
+        "required": ["commandId", stream_id_field, "status", "correlationId", "decidedAt"],
+    });
+    outcome["properties"][stream_id_field] =
+        json!({"type": ["string", "null"], "format": "uuid", "description": "Null where the record told none."});
+    outcome
+}
+
+fn id(description: &str) -> Value {
+    json!({"type": "string", "format": "uuid", "description": description})
 }
 
 #[cfg(test)]

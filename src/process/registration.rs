@@ -15,7 +15,7 @@ use crate::engine::{Aggregate, BoundedContext, Concern, EventCodec as _, Process
 use crate::health::Health;
 use crate::kafka::topics::TopicNames;
 use crate::projection::recorded;
-use crate::settings::Settings;
+use crate::settings::{Settings, TopicSettings};
 use crate::store::StoreError;
 
 type Event<C> = <<C as BoundedContext>::Aggregate as Aggregate>::Event;
@@ -76,7 +76,7 @@ impl<P: ProcessManager> Process<P> {
             feeds.insert(TopicNames::new(context, &settings.topics).results(), Feed::Outcomes(context));
         }
         let process = (self.make)(settings).map_err(|error| failed(format!("{error:#}")))?;
-        let group = format!("{}process-{}", settings.topics.prefix, P::NAME);
+        let group = state::group(&settings.topics, P::NAME);
         Ok(Managed { settings: settings.clone(), process, group, feeds })
     }
 }
@@ -87,6 +87,8 @@ pub trait AnyProcess: Send + Sync {
     fn name(&self) -> &'static str;
     /// The contexts that it reads.
     fn contexts(&self) -> BTreeSet<&'static str>;
+    /// The topics that it reads.
+    fn topics(&self, settings: &TopicSettings) -> BTreeSet<String>;
     /// The process manager with the codecs of what it reads.
     ///
     /// # Errors
@@ -101,6 +103,12 @@ impl<P: ProcessManager> AnyProcess for Process<P> {
 
     fn contexts(&self) -> BTreeSet<&'static str> {
         self.events.iter().map(|(context, _)| *context).chain(self.outcomes.iter().copied()).collect()
+    }
+
+    fn topics(&self, settings: &TopicSettings) -> BTreeSet<String> {
+        let names = |context: &str| TopicNames::new(context, settings);
+        let events = self.events.iter().map(|(context, _)| names(context).events());
+        events.chain(self.outcomes.iter().map(|context| names(context).results())).collect()
     }
 
     fn open(&self, settings: &Arc<Settings>, codecs: &Codecs) -> Result<Box<dyn OpenProcess>, ProcessError> {

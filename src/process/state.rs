@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::Managed;
 use super::apply::Applier;
 use crate::engine::ProcessManager;
+use crate::settings::TopicSettings;
 use crate::store::StoreError;
 
 /// Whether the loop may run.
@@ -19,6 +20,11 @@ pub(super) enum Readiness {
     Ready,
     /// Why not, and what to do.
     Waiting(String),
+}
+
+/// The consumer group of a process: `topics.prefix`, `process-` and its name.
+pub fn group(settings: &TopicSettings, process: &str) -> String {
+    format!("{}process-{process}", settings.prefix)
 }
 
 /// Makes the process known to the store. Whether it was not.
@@ -111,6 +117,10 @@ pub struct PartitionLag {
     pub next_offset: i64,
     pub seq: i64,
     pub lag_events: i64,
+    /// Age of the oldest of these; none where it is an outcome that was published long ago.
+    pub oldest_seconds: Option<f64>,
+    /// Since it last moved; none where it never did.
+    pub idle_seconds: Option<f64>,
 }
 
 /// Stuck instances that are named, at most.
@@ -121,7 +131,7 @@ pub(super) async fn status<P: ProcessManager>(
     client: &impl GenericClient,
     managed: &Managed<P>,
 ) -> Result<Status, StoreError> {
-    let topics: Vec<&str> = managed.feeds.keys().map(String::as_str).collect();
+    let topics: Vec<String> = managed.feeds.keys().cloned().collect();
     let partitions = lags(client, P::NAME, &topics).await?;
     let counts = client
         .query_one(
@@ -162,14 +172,25 @@ pub(super) async fn status<P: ProcessManager>(
     })
 }
 
-async fn lags(client: &impl GenericClient, process: &str, topics: &[&str]) -> Result<Vec<PartitionLag>, StoreError> {
+/// The lag of every partition of the topics that it reads.
+pub async fn lags(
+    client: &impl GenericClient,
+    process: &str,
+    topics: &[String],
+) -> Result<Vec<PartitionLag>, StoreError> {
     let rows = client
         .query(
-            "select t.name, k.partition, coalesce(c.next_offset, 0), coalesce(c.seq, 0), k.last_seq - coalesce(c.seq, 0)
+            "select t.name, k.partition, coalesce(c.next_offset, 0), coalesce(c.seq, 0), k.last_seq - coalesce(c.seq, 0),
+                    extract(epoch from clock_timestamp() - e.recorded_at)::float8,
+                    extract(epoch from clock_timestamp() - c.updated_at)::float8
              from throughline.counters k
              join throughline.topics t on t.id = k.topic and t.name = any($2)
              left join throughline.process_checkpoints c
                   on c.process = $1 and c.topic = t.name and c.partition = k.partition
+             left join lateral (
+                  select recorded_at from throughline.events
+                  where partition = k.partition and topic = k.topic and seq > coalesce(c.seq, 0)
+                  order by seq limit 1) e on true
              order by 1, 2",
             &[&process, &topics],
         )
@@ -181,6 +202,8 @@ async fn lags(client: &impl GenericClient, process: &str, topics: &[&str]) -> Re
         next_offset: row.get(2),
         seq: row.get(3),
         lag_events: row.get(4),
+        oldest_seconds: row.get(5),
+        idle_seconds: row.get(6),
     };
     Ok(rows.iter().map(lag).collect())
 }

@@ -227,12 +227,12 @@ pub fn of_payments(event: &Recorded<PaymentEvent>) -> Option<Concern<Heard>> {
     }
     let (amount, currency) = (due.amount.amount_text(), due.amount.currency().code().to_owned());
     let heard = match &event.event {
-        PaymentEvent::Requested { .. } => return None,
-        PaymentEvent::Authorized { .. } => Heard::Authorized { amount, currency },
-        PaymentEvent::Declined { .. } => Heard::Declined,
-        PaymentEvent::Captured { .. } => Heard::Captured,
-        PaymentEvent::Voided { .. } => Heard::Voided,
-        PaymentEvent::Refunded { .. } => Heard::Refunded,
+        PaymentEvent::PaymentRequested { .. } => return None,
+        PaymentEvent::PaymentAuthorized { .. } => Heard::Authorized { amount, currency },
+        PaymentEvent::PaymentDeclined { .. } => Heard::Declined,
+        PaymentEvent::PaymentCaptured { .. } => Heard::Captured,
+        PaymentEvent::PaymentVoided { .. } => Heard::Voided,
+        PaymentEvent::PaymentRefunded { .. } => Heard::Refunded,
     };
     Some(Concern::Continues(due.order_id, heard))
 }

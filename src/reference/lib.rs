@@ -1,4 +1,4 @@
-//! The reference application: orders, an example of a context in full, hosted as any other.
+//! The reference application: orders, tuned by hand; payments, of plain types; and `checkout` between the two.
 //!
 //! It stands outside of the library and knows its public names alone.
 
@@ -10,5 +10,5 @@ use throughline::App;
 
 /// The application that the binary runs.
 pub fn app() -> App {
-    App::new("Throughline").context(orders::context())
+    App::new("Throughline").context(orders::context()).context(payments::context()).process(checkout::process())
 }

@@ -11,13 +11,12 @@ use serde::Serialize;
 
 use super::{KafkaView, PAUSED, PartitionRow, Report, StoreView, Subject, UNOWNED};
 use crate::health::PartitionState;
+use crate::kafka::topics::TopicNames;
 
 /// The loop of the commands topics, as it names itself.
 pub(super) const PROCESSOR: &str = "processor";
 /// The loop of the destination topics.
 pub(super) const RELAY: &str = "relay";
-/// How the loops of process managers are named, before their names.
-pub(super) const PROCESS: &str = "process ";
 /// Partitions that one line names, at most.
 const NAMED_MAX: usize = 6;
 /// A claim that is not granted for longer than this needs somebody to look.
@@ -28,6 +27,11 @@ const PENDING_MAX_SECONDS: i64 = 10;
 pub struct Problem {
     pub what: String,
     pub cure: String,
+}
+
+/// The loop of a process manager, as it names itself.
+pub(super) fn loop_of_manager(name: &str) -> String {
+    format!("process {name}")
 }
 
 /// The loop of a projection, as it names itself.
@@ -121,12 +125,28 @@ fn roles(subject: &Subject, report: &Report, store: &StoreView) -> Vec<Problem> 
     }
     let mut problems = Vec::new();
     let lives = |role: &str| report.processes.iter().any(|process| process.roles.iter().any(|one| one == role));
-    for (role, effect) in [(PROCESSOR, "no command is decided"), (RELAY, "nothing is published")] {
-        if !lives(role) {
-            problems.push(problem(
-                format!("no process runs the {role}: {effect}"),
-                format!("run `throughline run {role}`"),
-            ));
+    for context in subject.contexts.iter().map(TopicNames::context) {
+        let role = format!("processor:{context}");
+        if !lives(PROCESSOR) && !lives(&role) {
+            let what = format!("no process runs the {PROCESSOR} of {context}: no command of it is decided");
+            problems.push(problem(what, format!("run `throughline run {role}`")));
+        }
+    }
+    if !lives(RELAY) {
+        let what = format!("no process runs the {RELAY}: nothing is published");
+        problems.push(problem(what, format!("run `throughline run {RELAY}`")));
+    }
+    for view in &store.managers {
+        let name = &view.name;
+        match view.paused {
+            None => problems.push(problem(format!("process {name} is not installed"), "run `throughline db apply`")),
+            Some(false) if !lives(&format!("process:{name}")) => problems.push(problem(
+                format!("no process runs process {name}: it sends nothing, and its deadlines do not fire"),
+                format!(
+                    "run `throughline run process:{name}`, or `throughline process pause {name}` where that is meant"
+                ),
+            )),
+            Some(_) => {}
         }
     }
     for projection in &subject.projections {
@@ -181,9 +201,10 @@ fn pending(report: &Report) -> Vec<Problem> {
 fn unowned<'a>(report: &'a Report, store: &'a StoreView) -> impl Iterator<Item = Problem> + 'a {
     let waits = |row: &&PartitionRow| row.state == UNOWNED && row.waiting.is_some_and(|waiting| waiting > 0);
     by_loop(report, waits).into_iter().filter_map(|(loop_name, rows)| {
-        let role = loop_name.replacen("projection ", "projection:", 1);
+        let role = loop_name.replacen(' ', ":", 1);
+        let runs = |one: &String| *one == role || one.strip_prefix(&role).is_some_and(|rest| rest.starts_with(':'));
         // Where nobody runs it at all, that was told.
-        store.processes.iter().find(|process| process.lives && process.roles.contains(&role))?;
+        store.processes.iter().find(|process| process.lives && process.roles.iter().any(runs))?;
         let waiting: i64 = rows.iter().filter_map(|row| row.waiting).sum();
         let what = format!("{loop_name}: nobody has {}, where {waiting} wait", places(&rows));
         let cure = "another process takes them over within kafka.session_timeout_ms or relay.lease_ms; if it lasts, look \

@@ -18,7 +18,13 @@ fn subject() -> Subject {
     let settings = Settings::default();
     let names = TopicNames::new("bank", &settings.topics);
     let projections = vec![Projected { name: LIST.into(), topic: names.events(), version: 1 }];
-    Subject { settings, contexts: vec![names], projections, stalled_after: Duration::from_secs(15) }
+    Subject {
+        settings,
+        contexts: vec![names],
+        projections,
+        managers: Vec::new(),
+        stalled_after: Duration::from_secs(15),
+    }
 }
 
 /// One process that has everything and runs it.

@@ -7,6 +7,7 @@ mod judge;
 #[cfg(test)]
 mod judge_tests;
 mod kafka;
+mod managers;
 mod store;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use serde::Serialize;
 
 pub use judge::Problem;
 pub use kafka::KafkaView;
+pub use managers::{Manager, ManagerRow, ManagerView};
 pub use store::{ProjectionView, StoreView};
 
 use crate::health::PartitionState;
@@ -34,6 +36,7 @@ pub struct Subject {
     /// The topics of each context.
     pub contexts: Vec<TopicNames>,
     pub projections: Vec<Projected>,
+    pub managers: Vec<Manager>,
     /// Work that waits, and does not move for longer than this, has stalled.
     pub stalled_after: Duration,
 }
@@ -61,6 +64,7 @@ pub struct Report {
     pub outbox: Option<Outbox>,
     pub partitions: Vec<PartitionRow>,
     pub projections: Vec<ProjectionRow>,
+    pub process_managers: Vec<ManagerRow>,
     /// Open ones.
     pub dead_letters: Option<i64>,
     /// How far the audit has proven each partition.
@@ -186,6 +190,7 @@ fn assemble(subject: &Subject, store: Result<StoreView, String>, cluster: &Kafka
         waiting: waiting(subject, &partitions, cluster),
         outbox: store.ok().map(|store| store.outbox()),
         projections: projections(subject, store.ok(), &partitions),
+        process_managers: managers::rows(subject, store.ok(), &partitions),
         dead_letters: store.ok().map(|store| store.dead_letters),
         verified_seq: BTreeMap::new(),
         away: Vec::new(),
@@ -206,7 +211,7 @@ fn owns(partitions: &[PartitionRow], owner: &str) -> BTreeMap<String, usize> {
     owns
 }
 
-/// Every partition that there should be, with whoever has it; and others that somebody told of.
+/// Every partition that there should be, with whoever has it.
 fn partitions(subject: &Subject, store: Option<&StoreView>, cluster: &KafkaView) -> Vec<PartitionRow> {
     let topics = &subject.settings.topics;
     let mut rows = Vec::new();
@@ -232,40 +237,14 @@ fn partitions(subject: &Subject, store: Option<&StoreView>, cluster: &KafkaView)
     for projection in &subject.projections {
         expect(&judge::loop_of(&projection.name), &projection.topic, topics.event_partitions);
     }
+    for manager in &subject.managers {
+        let name = judge::loop_of_manager(&manager.name);
+        manager.topics.iter().for_each(|topic| expect(&name, topic, topics.event_partitions));
+    }
     for row in &mut rows {
         fill(row, subject, store, cluster);
     }
-    rows.extend(store.into_iter().flat_map(told_by_processes));
     rows
-}
-
-/// The partitions of process managers, as whoever has them tells.
-fn told_by_processes(store: &StoreView) -> Vec<PartitionRow> {
-    let mut places: Vec<(&str, &str, i32)> = store
-        .seen
-        .iter()
-        .filter(|seen| seen.loop_name.starts_with(judge::PROCESS))
-        .map(|seen| (seen.loop_name.as_str(), seen.topic.as_str(), seen.partition))
-        .collect();
-    places.sort_unstable();
-    places.dedup();
-    let row = |(loop_name, topic, partition): (&str, &str, i32)| {
-        let (seen, owner) = store.owner_of(loop_name, topic, partition)?;
-        Some(PartitionRow {
-            loop_name: loop_name.to_owned(),
-            topic: topic.to_owned(),
-            partition,
-            state: seen.state.clone(),
-            owner: Some(owner),
-            since: Some(seen.since),
-            reason: seen.reason.clone(),
-            cure: seen.cure.clone(),
-            waiting: None,
-            oldest_seconds: None,
-            idle_seconds: None,
-        })
-    };
-    places.into_iter().filter_map(row).collect()
 }
 
 fn fill(row: &mut PartitionRow, subject: &Subject, store: Option<&StoreView>, cluster: &KafkaView) {
@@ -276,6 +255,10 @@ fn fill(row: &mut PartitionRow, subject: &Subject, store: Option<&StoreView>, cl
     if let Some((seen, owner)) = store.owner_of(&row.loop_name, &row.topic, row.partition) {
         (row.state, row.owner, row.since) = (seen.state.clone(), Some(owner), Some(seen.since));
         (row.reason, row.cure) = (seen.reason.clone(), seen.cure.clone());
+    }
+    if let Some(view) = store.managers.iter().find(|view| judge::loop_of_manager(&view.name) == row.loop_name) {
+        view.tell(row);
+        return;
     }
     let projection = subject.projections.iter().find(|one| judge::loop_of(&one.name) == row.loop_name);
     match projection.and_then(|one| store.projections.iter().find(|view| view.name == one.name)) {

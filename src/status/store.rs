@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-use super::{Outbox, Subject};
+use super::{ManagerView, Outbox, Subject, managers};
 use crate::presence::{self, Process, Seen};
 use crate::projection::state::{Lag, OPERATOR, lags};
 use crate::relay::status::{self, PartitionStatus};
@@ -25,6 +25,7 @@ pub struct StoreView {
     /// Seconds since the watermark of a destination partition moved.
     pub marked_seconds: HashMap<Place, f64>,
     pub projections: Vec<ProjectionView>,
+    pub managers: Vec<ManagerView>,
     pub dead_letters: i64,
 }
 
@@ -96,6 +97,7 @@ async fn ask(subject: &Subject) -> Result<StoreView, StoreError> {
         published: status::read(&client).await?,
         marked_seconds: marked(&client).await?,
         projections: projections(&client, subject).await?,
+        managers: managers::look(&client, subject).await?,
         dead_letters,
     })
 }

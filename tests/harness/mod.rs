@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
+use throughline::App;
 use throughline::app::dev::Services;
 use throughline::app::install;
 use throughline::kafka::client;
@@ -81,7 +82,7 @@ impl Harness {
 
     /// Installs schema and topics.
     pub async fn install(&self) {
-        install::apply_database(&reference::app(), &self.settings).await.expect("apply the database");
+        install::apply_database(&orders(), &self.settings).await.expect("apply the database");
         let specs = topics::specs(&self.names(), &self.settings.topics);
         topics::apply(&self.settings.kafka, &specs).await.expect("apply the topics");
     }
@@ -168,6 +169,11 @@ async fn client_of(url: &str) -> Client {
     let mut settings = Settings::default().database;
     settings.url = url.into();
     connect::connect(&settings, &DatabaseRole::Owner).await.expect("connect to the services' database")
+}
+
+/// The application of most tests: orders alone.
+pub fn orders() -> App {
+    App::new("Throughline").context(reference::orders::context())
 }
 
 /// A number that the environment scales a test by.

@@ -159,9 +159,11 @@ async fn nobody_listens_beyond_loopback_unasked() {
     settings.http.listen = ([0, 0, 0, 0], free_address().port()).into();
     settings.http.admin_listen = free_address();
     let lifecycle = throughline::app::lifecycle::Lifecycle::embedded();
-    let roles = throughline::app::roles::parse(&reference::app(), &["api".to_owned()]).unwrap();
-    let error =
-        throughline::app::roles::start(&reference::app(), &roles, &settings, &lifecycle).await.unwrap_err().to_string();
+    let roles = throughline::app::roles::parse(&crate::harness::orders(), &["api".to_owned()]).unwrap();
+    let error = throughline::app::roles::start(&crate::harness::orders(), &roles, &settings, &lifecycle)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no authentication is configured"), "{error}");
 }
 

@@ -13,6 +13,7 @@ mod ids;
 mod neighbours;
 mod odd;
 mod partitions;
+mod payments;
 mod queries;
 mod server;
 mod stands;

@@ -156,7 +156,7 @@ async fn topics_that_grow_are_read_and_told() {
     server.stop().await;
 
     // The next start finds nothing wrong; what is more than wanted is told.
-    install::ready(&reference::app(), &harness.settings).await.expect("ready");
+    install::ready(&crate::harness::orders(), &harness.settings).await.expect("ready");
     let found =
         topics::check(&harness.settings.kafka, &install::topic_specs(&reference::orders::context(), &harness.settings))
             .await
@@ -172,7 +172,7 @@ async fn topics_that_grow_are_read_and_told() {
     let mut settings = harness.settings.clone();
     // Another number of destinations than the store's is none.
     settings.topics.event_partitions = 9;
-    install::ready(&reference::app(), &settings).await.expect("the store's number counts");
+    install::ready(&crate::harness::orders(), &settings).await.expect("the store's number counts");
     assert_eq!(
         install::with_stored_partitions(&reference::orders::context(), &settings)
             .await
@@ -182,6 +182,7 @@ async fn topics_that_grow_are_read_and_told() {
         6
     );
     settings.topics.command_partitions = 12;
-    let refused = install::ready(&reference::app(), &settings).await.expect_err("fewer than wanted").to_string();
+    let refused =
+        install::ready(&crate::harness::orders(), &settings).await.expect_err("fewer than wanted").to_string();
     assert!(refused.contains("--partitions 12"), "{refused}");
 }

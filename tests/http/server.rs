@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
+use throughline::App;
 use throughline::app::lifecycle::Lifecycle;
 use throughline::app::roles;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::harness::{Harness, eventually};
+use crate::harness::{Harness, eventually, orders};
 
 /// Roles in this process, stopped when dropped.
 pub struct Server {
@@ -29,8 +30,13 @@ pub fn free_address() -> SocketAddr {
 }
 
 impl Server {
-    /// Starts `names` (as `throughline run` takes them) and waits until the admin port says ready.
+    /// Starts `names` (as `throughline run` takes them) of orders and waits until the admin port says ready.
     pub async fn start(harness: &Harness, names: &[&str]) -> Self {
+        Self::of(&orders(), harness, names).await
+    }
+
+    /// As [`Server::start`], of any application.
+    pub async fn of(app: &App, harness: &Harness, names: &[&str]) -> Self {
         let mut settings = harness.settings.clone();
         settings.http.listen = free_address();
         settings.http.admin_listen = free_address();
@@ -40,10 +46,10 @@ impl Server {
         let base = format!("{scheme}://{}", settings.http.listen);
         let admin = format!("http://{}", settings.http.admin_listen);
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let roles: BTreeSet<_> = roles::parse(&reference::app(), &names).expect("roles");
+        let roles: BTreeSet<_> = roles::parse(app, &names).expect("roles");
         let lifecycle = Lifecycle::embedded();
         let shutdown = lifecycle.shutdown();
-        roles::start(&reference::app(), &roles, &settings, &lifecycle).await.expect("the roles start");
+        roles::start(app, &roles, &settings, &lifecycle).await.expect("the roles start");
         let task = tokio::spawn(lifecycle.run());
         // Another test of this program may have installed it already.
         drop(rustls::crypto::ring::default_provider().install_default());

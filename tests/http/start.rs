@@ -30,10 +30,14 @@ async fn what_is_wrong_with_a_port_ends_the_start_before_any_loop() {
         settings.http.admin_listen = free_address();
         change(&mut settings);
         let lifecycle = Lifecycle::embedded();
-        let error =
-            roles::start(&reference::app(), &roles::parse(&reference::app(), &[]).unwrap(), &settings, &lifecycle)
-                .await
-                .expect_err(word);
+        let error = roles::start(
+            &crate::harness::orders(),
+            &roles::parse(&crate::harness::orders(), &[]).unwrap(),
+            &settings,
+            &lifecycle,
+        )
+        .await
+        .expect_err(word);
         assert!(error.to_string().contains(word), "{word}: {error}");
         // No task was begun: there is nothing to wait for.
         lifecycle.shutdown().cancel();
@@ -55,9 +59,14 @@ async fn before_the_first_measurement_the_api_is_not_ready_and_says_why() {
     settings.http.admission.wait_ms = 700;
     let (base, admin) = (format!("http://{}", settings.http.listen), format!("http://{}", settings.http.admin_listen));
     let lifecycle = Lifecycle::embedded();
-    roles::start(&reference::app(), &roles::parse(&reference::app(), &["api".into()]).unwrap(), &settings, &lifecycle)
-        .await
-        .unwrap();
+    roles::start(
+        &crate::harness::orders(),
+        &roles::parse(&crate::harness::orders(), &["api".into()]).unwrap(),
+        &settings,
+        &lifecycle,
+    )
+    .await
+    .unwrap();
     let shutdown = lifecycle.shutdown();
     let running = tokio::spawn(lifecycle.run());
     let client = Client::new();

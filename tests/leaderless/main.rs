@@ -68,7 +68,7 @@ impl Cluster {
         let mut harness = Harness::on(name, services.kafka_brokers.clone(), services.database_url.clone()).await;
         harness.settings.topics.event_partitions = PARTITIONS;
         harness.settings.topics.command_partitions = PARTITIONS;
-        install::apply_database(&reference::app(), &harness.settings).await.expect("apply the database");
+        install::apply_database(&crate::harness::orders(), &harness.settings).await.expect("apply the database");
         let placed: Vec<[i32; 1]> = (0..PARTITIONS).map(|partition| [partition % 2 + 1]).collect();
         let placed: Vec<&[i32]> = placed.iter().map(<[i32; 1]>::as_slice).collect();
         let specs = install::topic_specs(&reference::orders::context(), &harness.settings);

@@ -21,7 +21,7 @@ async fn the_gateway_answers_what_is_asked_and_payments_go_their_ways() {
     let app = App::new("test").context(reference::orders::context()).context(reference::payments::context());
     install::ready(&app, &harness.settings).await.expect("installed");
     let lifecycle = Lifecycle::embedded();
-    let wanted = ["processor:payments", "relay", "projection:payment-list"].map(str::to_owned);
+    let wanted = ["processor:payments", "relay", "projection:payments"].map(str::to_owned);
     let wanted = roles::parse(&app, &wanted).expect("roles");
     roles::start(&app, &wanted, &harness.settings, &lifecycle).await.expect("started");
 
@@ -36,7 +36,7 @@ async fn the_gateway_answers_what_is_asked_and_payments_go_their_ways() {
     let store = harness.client().await;
     let until = async |payment: Uuid, status: &str| {
         eventually(&format!("{payment} is {status}"), || async {
-            let query = "select status from read.payment_list where payment_id = $1";
+            let query = "select state->'requested'->>'status' from read.payments where stream_id = $1";
             let row = store.query_opt(query, &[&payment]).await.expect("an answer")?;
             (row.get::<_, &str>(0) == status).then_some(())
         })

@@ -92,7 +92,7 @@ async fn stored_events_move_into_the_parts() {
     let misplaced = "select count(*) from throughline.events e join pg_class c on c.oid = e.tableoid
                      where c.relname <> 'events_' || e.partition";
     assert_eq!(number(&client, misplaced).await, 0);
-    install::apply_database(&reference::app(), &harness.settings).await.expect("installs again");
+    install::apply_database(&crate::harness::orders(), &harness.settings).await.expect("installs again");
 
     let processor = Running::start(&harness.settings).await;
     let paid = Uuid::now_v7();

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use throughline::App;
 use throughline::app::Context;
 use throughline::avro::{Published, Schemas, Upcasters};
-use throughline::plain::{Plain, PlainContext, Routes, StateTable};
+use throughline::plain::{PlainContext, Routes, StateTable};
 
 /// The context of accounts.
 struct Bank;
@@ -30,15 +30,13 @@ impl PlainContext for Bank {
 }
 
 fn main() -> ExitCode {
-    let bank = Context::<Plain<Bank>>::new(Bank::SCHEMAS, Plain::codec)
-        .projection(StateTable::<Bank>::new("accounts", 1))
-        .routes(|| {
-            Routes::<Bank>::new()
-                .command("/api/accounts", "Open")
-                .command("/api/accounts/{accountId}/deposits", "Deposit")
-                .command("/api/accounts/{accountId}/withdrawals", "Withdraw")
-                .state("/api/accounts/{accountId}", "accounts")
-                .done()
-        });
+    let bank = Context::of(Bank).projection(StateTable::<Bank>::new("accounts", 1)).routes(|| {
+        Routes::<Bank>::new()
+            .command("/api/accounts", "Open")
+            .command("/api/accounts/{accountId}/deposits", "Deposit")
+            .command("/api/accounts/{accountId}/withdrawals", "Withdraw")
+            .state("/api/accounts/{accountId}", "accounts")
+            .done()
+    });
     App::new("Acme").context(bank).main()
 }

@@ -13,7 +13,7 @@ use super::routes::command_bodies::{
 const AMOUNT: &str = r"^(0|[1-9][0-9]*)(\.[0-9]+)?$";
 
 /// Every command by its type, as a JSON schema.
-pub fn commands() -> Vec<(&'static str, Value)> {
+pub fn commands() -> Vec<(String, Value)> {
     let mut place = command::<PlaceOrderBody>("PlaceOrder");
     let mut item = plain(&ItemBody::schema());
     item["properties"]["unitPrice"]["pattern"] = json!(AMOUNT);
@@ -21,12 +21,14 @@ pub fn commands() -> Vec<(&'static str, Value)> {
     place["properties"]["payment"] = plain(&PaymentChoiceBody::schema());
     let mut payment = command::<RecordPaymentBody>("RecordPayment");
     payment["properties"]["amount"]["pattern"] = json!(AMOUNT);
-    vec![
+    [
         ("PlaceOrder", place),
         ("RecordPayment", payment),
         ("ShipOrder", command::<ShipOrderBody>("ShipOrder")),
         ("CancelOrder", command::<CancelOrderBody>("CancelOrder")),
     ]
+    .map(|(name, schema)| (name.to_owned(), schema))
+    .into()
 }
 
 /// What became of a command, as a JSON schema.

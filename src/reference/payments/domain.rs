@@ -1,78 +1,151 @@
 //! A payment: requested, authorised or declined, then captured, voided or refunded. Pure; the gateway is somebody else.
 
+use std::fmt;
+
+use garde::Validate;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use throughline::engine::{Aggregate, Decision, Refusal};
 use uuid::Uuid;
 
-use crate::orders::domain::Money;
+use crate::orders::domain::{Currency, Money, MoneyError};
 
-/// What may be asked of a payment. Shapes and sizes were checked before.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Longest token, reason and name of an authorisation, characters.
+const TEXT_MAX: usize = 1_000;
+
+/// What may be asked of a payment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Validate, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all_fields = "camelCase")]
 pub enum PaymentCommand {
-    /// Somebody is to pay.
-    Authorize(Authorize),
-    /// The gateway holds the amount.
-    RecordAuthorization { authorization_id: String },
-    /// The gateway said no.
-    RecordDecline { reason: String },
-    /// Take what was authorised.
-    Capture,
-    /// Give it up before anything was taken.
-    Void,
-    /// Give back what was taken.
-    Refund,
+    /// Asks the gateway to hold an amount for an order.
+    AuthorizePayment(#[garde(dive)] Authorize),
+    /// The gateway holds the amount, under this name of its own.
+    RecordAuthorization {
+        #[garde(length(chars, min = 1, max = TEXT_MAX))]
+        authorization_id: String,
+    },
+    /// The gateway, or who speaks for it, says no.
+    RecordDecline {
+        #[garde(length(chars, min = 1, max = TEXT_MAX))]
+        reason: String,
+    },
+    /// Takes what was authorised.
+    CapturePayment {},
+    /// Gives the payment up before anything was taken.
+    VoidPayment {},
+    /// Gives back what was taken.
+    RefundPayment {},
 }
 
 /// A request to pay.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Validate, JsonSchema)]
+#[serde(try_from = "AuthorizeFields", into = "AuthorizeFields")]
 pub struct Authorize {
-    pub payment_id: Uuid,
-    pub order_id: Uuid,
-    pub amount: Money,
+    #[garde(skip)]
+    pub due: Due,
+    #[garde(length(chars, min = 1, max = TEXT_MAX))]
     pub token: String,
 }
 
-/// What all events of a payment say.
+/// The same, as its JSON says it.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AuthorizeFields {
+    order_id: Uuid,
+    /// Decimal text with at most the minor digits of the currency.
+    amount: String,
+    /// ISO 4217 code.
+    #[schemars(with = "String")]
+    currency: Currency,
+    #[schemars(length(min = 1, max = TEXT_MAX))]
+    token: String,
+}
+
+impl TryFrom<AuthorizeFields> for Authorize {
+    type Error = String;
+
+    fn try_from(fields: AuthorizeFields) -> Result<Self, String> {
+        let AuthorizeFields { order_id, amount, currency, token } = fields;
+        let due = Due::try_from(DueFields { order_id, amount, currency })?;
+        if due.amount.is_zero() {
+            return Err("/amount must be above zero".into());
+        }
+        Ok(Self { due, token })
+    }
+}
+
+impl From<Authorize> for AuthorizeFields {
+    fn from(Authorize { due, token }: Authorize) -> Self {
+        let DueFields { order_id, amount, currency } = due.into();
+        Self { order_id, amount, currency, token }
+    }
+}
+
+/// What all events of a payment say: for which order, and how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "DueFields", into = "DueFields")]
 pub struct Due {
-    pub payment_id: Uuid,
     pub order_id: Uuid,
     pub amount: Money,
 }
 
+/// The same, as it is published and kept.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DueFields {
+    order_id: Uuid,
+    amount: String,
+    currency: Currency,
+}
+
+impl TryFrom<DueFields> for Due {
+    type Error = String;
+
+    fn try_from(DueFields { order_id, amount, currency }: DueFields) -> Result<Self, String> {
+        let amount = Money::parse(&amount, currency).map_err(|error: MoneyError| format!("/amount {error}"))?;
+        Ok(Self { order_id, amount })
+    }
+}
+
+impl From<Due> for DueFields {
+    fn from(Due { order_id, amount }: Due) -> Self {
+        Self { order_id, amount: amount.amount_text(), currency: amount.currency() }
+    }
+}
+
 /// What happened to a payment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all_fields = "camelCase")]
 pub enum PaymentEvent {
-    Requested { due: Due, token: String },
-    Authorized { due: Due, authorization_id: String },
-    Declined { due: Due, reason: String },
-    Captured { due: Due },
-    Voided { due: Due },
-    Refunded { due: Due },
+    PaymentRequested { due: Due, token: String },
+    PaymentAuthorized { due: Due, authorization_id: String },
+    PaymentDeclined { due: Due, reason: String },
+    PaymentCaptured { due: Due },
+    PaymentVoided { due: Due },
+    PaymentRefunded { due: Due },
 }
 
 impl PaymentEvent {
-    /// Type name without name space.
-    pub fn type_name(&self) -> &'static str {
+    /// For which order, and how much.
+    pub fn due(&self) -> Due {
         match self {
-            Self::Requested { .. } => "PaymentRequested",
-            Self::Authorized { .. } => "PaymentAuthorized",
-            Self::Declined { .. } => "PaymentDeclined",
-            Self::Captured { .. } => "PaymentCaptured",
-            Self::Voided { .. } => "PaymentVoided",
-            Self::Refunded { .. } => "PaymentRefunded",
+            Self::PaymentRequested { due, .. }
+            | Self::PaymentAuthorized { due, .. }
+            | Self::PaymentDeclined { due, .. }
+            | Self::PaymentCaptured { due }
+            | Self::PaymentVoided { due }
+            | Self::PaymentRefunded { due } => *due,
         }
     }
 
-    /// Whose, for what and how much.
-    pub fn due(&self) -> &Due {
+    fn status(&self) -> PaymentStatus {
         match self {
-            Self::Requested { due, .. }
-            | Self::Authorized { due, .. }
-            | Self::Declined { due, .. }
-            | Self::Captured { due }
-            | Self::Voided { due }
-            | Self::Refunded { due } => due,
+            Self::PaymentRequested { .. } => PaymentStatus::Requested,
+            Self::PaymentAuthorized { .. } => PaymentStatus::Authorized,
+            Self::PaymentDeclined { .. } => PaymentStatus::Declined,
+            Self::PaymentCaptured { .. } => PaymentStatus::Captured,
+            Self::PaymentVoided { .. } => PaymentStatus::Voided,
+            Self::PaymentRefunded { .. } => PaymentStatus::Refunded,
         }
     }
 }
@@ -90,17 +163,9 @@ pub enum PaymentStatus {
     Refunded,
 }
 
-impl PaymentStatus {
-    /// Lower case, as it is printed and kept.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Requested => "requested",
-            Self::Authorized => "authorized",
-            Self::Declined => "declined",
-            Self::Captured => "captured",
-            Self::Voided => "voided",
-            Self::Refunded => "refunded",
-        }
+impl fmt::Display for PaymentStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 
@@ -108,7 +173,15 @@ impl PaymentStatus {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Payment {
-    requested: Option<(Due, PaymentStatus)>,
+    /// What is due and where it stands, once it was asked for.
+    requested: Option<Requested>,
+}
+
+/// A payment that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requested {
+    pub due: Due,
+    pub status: PaymentStatus,
 }
 
 /// The codes that refusals carry.
@@ -121,13 +194,6 @@ pub mod codes {
     pub const PAYMENT_NOT_CAPTURED: &str = "PAYMENT_NOT_CAPTURED";
 }
 
-impl Payment {
-    /// What is due and where it stands, if it was ever asked for.
-    pub fn requested(&self) -> Option<(Due, PaymentStatus)> {
-        self.requested
-    }
-}
-
 impl Aggregate for Payment {
     type Command = PaymentCommand;
     type Event = PaymentEvent;
@@ -135,100 +201,93 @@ impl Aggregate for Payment {
     const SNAPSHOT_VERSION: i16 = 1;
 
     fn decide(&self, command: &PaymentCommand) -> Decision<PaymentEvent> {
-        use PaymentStatus::{Authorized, Captured, Requested};
-        if let PaymentCommand::Authorize(ask) = command {
-            if self.requested.is_some() {
-                return Err(Refusal::new(codes::PAYMENT_ALREADY_REQUESTED, "it was requested before"));
-            }
-            let due = Due { payment_id: ask.payment_id, order_id: ask.order_id, amount: ask.amount };
-            return Ok(vec![PaymentEvent::Requested { due, token: ask.token.clone() }]);
-        }
-        let Some((due, status)) = self.requested else {
-            return Err(Refusal::new(codes::PAYMENT_NOT_FOUND, "nobody has requested it"));
+        use PaymentStatus::{Authorized, Captured, Requested as Pending};
+        let Some(Requested { due, status }) = self.requested else {
+            return match command {
+                PaymentCommand::AuthorizePayment(ask) => {
+                    Ok(vec![PaymentEvent::PaymentRequested { due: ask.due, token: ask.token.clone() }])
+                }
+                _ => Err(Refusal::new(codes::PAYMENT_NOT_FOUND, "nobody has requested it")),
+            };
         };
-        let refused = |code| Err(Refusal::new(code, format!("it is {}", status.as_str())));
+        let refused = |code| Err(Refusal::new(code, format!("it is {status}")));
         Ok(vec![match (command, status) {
-            (PaymentCommand::RecordAuthorization { authorization_id }, Requested) => {
-                PaymentEvent::Authorized { due, authorization_id: authorization_id.clone() }
+            (PaymentCommand::AuthorizePayment(_), _) => return refused(codes::PAYMENT_ALREADY_REQUESTED),
+            (PaymentCommand::RecordAuthorization { authorization_id }, Pending) => {
+                PaymentEvent::PaymentAuthorized { due, authorization_id: authorization_id.clone() }
             }
-            (PaymentCommand::RecordDecline { reason }, Requested) => {
-                PaymentEvent::Declined { due, reason: reason.clone() }
+            (PaymentCommand::RecordDecline { reason }, Pending) => {
+                PaymentEvent::PaymentDeclined { due, reason: reason.clone() }
             }
-            (PaymentCommand::Capture, Authorized) => PaymentEvent::Captured { due },
-            (PaymentCommand::Void, Requested | Authorized) => PaymentEvent::Voided { due },
-            (PaymentCommand::Refund, Captured) => PaymentEvent::Refunded { due },
             (PaymentCommand::RecordAuthorization { .. } | PaymentCommand::RecordDecline { .. }, _) => {
                 return refused(codes::PAYMENT_NOT_PENDING);
             }
-            (PaymentCommand::Capture, _) => return refused(codes::PAYMENT_NOT_AUTHORIZED),
-            (PaymentCommand::Void, _) => return refused(codes::PAYMENT_NOT_VOIDABLE),
-            (PaymentCommand::Refund | PaymentCommand::Authorize(_), _) => return refused(codes::PAYMENT_NOT_CAPTURED),
+            (PaymentCommand::CapturePayment {}, Authorized) => PaymentEvent::PaymentCaptured { due },
+            (PaymentCommand::CapturePayment {}, _) => return refused(codes::PAYMENT_NOT_AUTHORIZED),
+            (PaymentCommand::VoidPayment {}, Pending | Authorized) => PaymentEvent::PaymentVoided { due },
+            (PaymentCommand::VoidPayment {}, _) => return refused(codes::PAYMENT_NOT_VOIDABLE),
+            (PaymentCommand::RefundPayment {}, Captured) => PaymentEvent::PaymentRefunded { due },
+            (PaymentCommand::RefundPayment {}, _) => return refused(codes::PAYMENT_NOT_CAPTURED),
         }])
     }
 
     fn evolve(&mut self, event: &PaymentEvent) {
-        let status = match event {
-            PaymentEvent::Requested { .. } => PaymentStatus::Requested,
-            PaymentEvent::Authorized { .. } => PaymentStatus::Authorized,
-            PaymentEvent::Declined { .. } => PaymentStatus::Declined,
-            PaymentEvent::Captured { .. } => PaymentStatus::Captured,
-            PaymentEvent::Voided { .. } => PaymentStatus::Voided,
-            PaymentEvent::Refunded { .. } => PaymentStatus::Refunded,
-        };
-        self.requested = Some((*event.due(), status));
+        self.requested = Some(Requested { due: event.due(), status: event.status() });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::orders::domain::Currency;
+    use throughline::engine::BoundedContext as _;
 
-    fn due() -> Due {
-        let amount = Money::from_minor(1_999, Currency::USD).unwrap();
-        Due { payment_id: Uuid::from_u128(1), order_id: Uuid::from_u128(2), amount }
-    }
+    use super::*;
+    use crate::payments::PaymentsContext;
 
     fn authorize() -> PaymentCommand {
-        let Due { payment_id, order_id, amount } = due();
-        PaymentCommand::Authorize(Authorize { payment_id, order_id, amount, token: "tok_approve".into() })
+        let amount = Money::from_minor(1_999, Currency::USD).unwrap();
+        let due = Due { order_id: Uuid::from_u128(2), amount };
+        PaymentCommand::AuthorizePayment(Authorize { due, token: "tok_approve".into() })
     }
 
     /// What becomes of `last` after `before`: the type of its event, or the code of its refusal.
-    fn after(before: &[PaymentCommand], last: &PaymentCommand) -> &'static str {
+    fn after(before: &[PaymentCommand], last: &PaymentCommand) -> String {
         let mut payment = Payment::default();
         for command in before {
             payment.decide(command).unwrap().iter().for_each(|event| payment.evolve(event));
         }
-        payment.decide(last).map_or_else(|refusal| refusal.code, |events| events[0].type_name())
+        match payment.decide(last) {
+            Ok(events) => PaymentsContext::describe_event(&events[0])["type"].as_str().expect("a type").to_owned(),
+            Err(refusal) => refusal.code.to_owned(),
+        }
     }
 
     #[test]
     fn each_step_follows_from_one_before_and_no_other() {
-        use PaymentCommand::{Capture, Refund, Void};
+        let [capture, void, refund] =
+            [PaymentCommand::CapturePayment {}, PaymentCommand::VoidPayment {}, PaymentCommand::RefundPayment {}];
         let yes = PaymentCommand::RecordAuthorization { authorization_id: "a".into() };
         let no = PaymentCommand::RecordDecline { reason: "no".into() };
         let asked = [authorize()];
         let held = [authorize(), yes.clone()];
-        let taken = [authorize(), yes.clone(), Capture];
-        let given_up = [authorize(), Void];
+        let taken = [authorize(), yes.clone(), capture.clone()];
+        let given_up = [authorize(), void.clone()];
         for (before, last, expected) in [
             (&[][..], &authorize(), "PaymentRequested"),
-            (&[], &Capture, "PAYMENT_NOT_FOUND"),
+            (&[], &capture, "PAYMENT_NOT_FOUND"),
             (&asked, &authorize(), "PAYMENT_ALREADY_REQUESTED"),
             (&asked, &yes, "PaymentAuthorized"),
             (&asked, &no, "PaymentDeclined"),
-            (&asked, &Capture, "PAYMENT_NOT_AUTHORIZED"),
-            (&asked, &Void, "PaymentVoided"),
+            (&asked, &capture, "PAYMENT_NOT_AUTHORIZED"),
+            (&asked, &void, "PaymentVoided"),
             (&held, &yes, "PAYMENT_NOT_PENDING"),
-            (&held, &Capture, "PaymentCaptured"),
-            (&held, &Void, "PaymentVoided"),
-            (&held, &Refund, "PAYMENT_NOT_CAPTURED"),
-            (&taken, &Capture, "PAYMENT_NOT_AUTHORIZED"),
-            (&taken, &Void, "PAYMENT_NOT_VOIDABLE"),
-            (&taken, &Refund, "PaymentRefunded"),
+            (&held, &capture, "PaymentCaptured"),
+            (&held, &void, "PaymentVoided"),
+            (&held, &refund, "PAYMENT_NOT_CAPTURED"),
+            (&taken, &capture, "PAYMENT_NOT_AUTHORIZED"),
+            (&taken, &void, "PAYMENT_NOT_VOIDABLE"),
+            (&taken, &refund, "PaymentRefunded"),
             (&given_up, &yes, "PAYMENT_NOT_PENDING"),
-            (&given_up, &Capture, "PAYMENT_NOT_AUTHORIZED"),
+            (&given_up, &capture, "PAYMENT_NOT_AUTHORIZED"),
         ] {
             assert_eq!(after(before, last), expected, "{last:?} after {before:?}");
         }

@@ -18,11 +18,12 @@ use throughline::engine::{EventCodec as _, ids};
 use throughline::health::{Health, Told};
 use throughline::kafka::topics::TopicNames;
 use throughline::kafka::{Record, client, headers};
+use throughline::plain::{PlainCodec, PlainContext as _};
 use throughline::settings::Settings;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::codec::PaymentsCodec;
+use super::Payments;
 use super::domain::PaymentEvent;
 use super::gateway::{Answer, Gateway, Request};
 
@@ -36,7 +37,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Asks until `shutdown`. Trouble never ends it: it starts over where Kafka has it.
 pub(super) async fn run(
     settings: Arc<Settings>,
-    codec: Arc<PaymentsCodec>,
+    codec: Arc<PlainCodec<Payments>>,
     gateway: Arc<dyn Gateway>,
     health: Arc<Health>,
     shutdown: CancellationToken,
@@ -66,7 +67,7 @@ pub(super) async fn run(
 struct Session {
     consumer: StreamConsumer,
     producer: FutureProducer,
-    codec: Arc<PaymentsCodec>,
+    codec: Arc<PlainCodec<Payments>>,
     gateway: Arc<dyn Gateway>,
     events: String,
     commands: String,
@@ -77,8 +78,8 @@ struct Session {
 }
 
 impl Session {
-    fn new(settings: &Settings, codec: Arc<PaymentsCodec>, gateway: Arc<dyn Gateway>) -> anyhow::Result<Self> {
-        let names = TopicNames::new("payments", &settings.topics);
+    fn new(settings: &Settings, codec: Arc<PlainCodec<Payments>>, gateway: Arc<dyn Gateway>) -> anyhow::Result<Self> {
+        let names = TopicNames::new(Payments::NAME, &settings.topics);
         let group = format!("{}-gateway", names.events());
         let consumer: StreamConsumer =
             client::consumer(&settings.kafka, &group, "").set("auto.offset.reset", "earliest").create()?;
@@ -133,12 +134,13 @@ impl Session {
 }
 
 /// What a record asks of the gateway, if anything. What cannot be read stands parked where it matters.
-fn request(codec: &PaymentsCodec, record: &Record) -> Option<(Uuid, String, Request)> {
+fn request(codec: &PlainCodec<Payments>, record: &Record) -> Option<(Uuid, String, Request)> {
     let event_id = Uuid::try_parse(record.header(headers::CE_ID)?).ok()?;
     let correlation_id = record.header(headers::CORRELATION_ID).unwrap_or_default().to_owned();
+    let payment_id = Uuid::try_parse(record.header(headers::CE_SUBJECT)?).ok()?;
     match codec.decode(record.value.as_deref()?).ok()? {
-        PaymentEvent::Requested { due, token } => {
-            Some((event_id, correlation_id, Request { payment_id: due.payment_id, amount: due.amount, token }))
+        PaymentEvent::PaymentRequested { due, token } => {
+            Some((event_id, correlation_id, Request { payment_id, amount: due.amount, token }))
         }
         _ => None,
     }

@@ -1,78 +1,163 @@
-//! The bounded context of payments: authorised by a gateway, then captured, voided or refunded.
+//! The bounded context of payments: authorised by a gateway, then captured, voided or refunded. Plain Rust types.
 //!
 //! It knows orders by their ids alone, and talks to them through topics: `checkout` stands between.
 
-pub mod codec;
-mod command;
 pub mod domain;
 pub mod gateway;
 mod gateway_loop;
-mod payment_list;
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use axum::http::StatusCode;
+use throughline::api::{Api, Kind, OpenApiRouter};
 use throughline::app::Context;
-use throughline::engine::{BoundedContext, Command, InvalidCommand};
-use uuid::Uuid;
+use throughline::avro::{Published, Schemas, Upcasters};
+use throughline::plain::{Plain, PlainContext, Routes, StateTable};
 
-use codec::PaymentsCodec;
-use domain::{Due, Payment, PaymentCommand, PaymentEvent};
+use domain::{Payment, codes};
 
-/// The bounded context of payments.
+/// What is particular to payments.
 #[derive(Debug, Clone, Copy)]
-pub struct PaymentsContext;
+pub struct Payments;
+
+/// The bounded context.
+pub type PaymentsContext = Plain<Payments>;
+
+macro_rules! published {
+    ($($event_type:literal)*) => {
+        &[$(Published {
+            event_type: $event_type,
+            version: 1,
+            definition: include_str!(concat!("../../../schemas/payments/", $event_type, ".v1.avsc")),
+        }),*]
+    };
+}
+
+impl PlainContext for Payments {
+    type Aggregate = Payment;
+
+    const NAME: &'static str = "payments";
+    const NAMESPACE: &'static str = "throughline.payments";
+    const STREAM_ID_FIELD: &'static str = "paymentId";
+    const SCHEMAS: Schemas = Schemas {
+        published: published! {
+            "PaymentRequested"
+            "PaymentAuthorized"
+            "PaymentDeclined"
+            "PaymentCaptured"
+            "PaymentVoided"
+            "PaymentRefunded"
+        },
+        upcasters: || Upcasters::new(&[]),
+        lock: include_str!("../../../schemas/payments/schemas.lock"),
+    };
+}
 
 /// Payments, as an application hosts them.
 pub fn context() -> Context<PaymentsContext> {
-    Context::new(codec::SCHEMAS, PaymentsCodec::new).projection(payment_list::PaymentList).beside(
-        |settings, codec, health, shutdown| {
+    Context::of(Payments)
+        .projection(StateTable::<Payments>::new("payments", 1))
+        .routes(routes)
+        .refusals(&REFUSALS)
+        .beside(|settings, codec, health, shutdown| {
             let gateway = Arc::new(gateway::Development);
             Box::pin(gateway_loop::run(settings, codec, gateway, health, shutdown))
-        },
-    )
-}
-
-impl BoundedContext for PaymentsContext {
-    type Aggregate = Payment;
-    type Codec = PaymentsCodec;
-
-    const NAME: &'static str = "payments";
-    const NAMESPACE: &'static str = codec::NAMESPACE;
-    const STREAM_ID_FIELD: &'static str = "paymentId";
-
-    fn parse_command(value: &[u8], fallback_id: Uuid) -> Result<Command<PaymentCommand>, InvalidCommand> {
-        command::parse(value, fallback_id)
-    }
-
-    fn write_meaning(command: &PaymentCommand, into: &mut Vec<u8>) {
-        command::write_meaning(command, into);
-    }
-
-    fn describe_state(payment: &Payment) -> Value {
-        payment.requested().map_or(Value::Null, |(due, status)| {
-            let mut json = due_json(&due);
-            json["status"] = status.as_str().into();
-            json
         })
-    }
-
-    fn describe_event(event: &PaymentEvent) -> Value {
-        let mut json = due_json(event.due());
-        json["type"] = event.type_name().into();
-        match event {
-            PaymentEvent::Requested { token, .. } => json["token"] = token.as_str().into(),
-            PaymentEvent::Authorized { authorization_id, .. } => {
-                json["authorizationId"] = authorization_id.as_str().into();
-            }
-            PaymentEvent::Declined { reason, .. } => json["reason"] = reason.as_str().into(),
-            PaymentEvent::Captured { .. } | PaymentEvent::Voided { .. } | PaymentEvent::Refunded { .. } => {}
-        }
-        json
-    }
 }
 
-fn due_json(due: &Due) -> Value {
-    json!({"paymentId": due.payment_id, "orderId": due.order_id, "amount": due.amount.amount_text(),
-           "currency": due.amount.currency().code()})
+fn routes() -> OpenApiRouter<Arc<Api>> {
+    Routes::<Payments>::new()
+        .command("/api/payments", "AuthorizePayment")
+        .command("/api/payments/{paymentId}/capture", "CapturePayment")
+        .command("/api/payments/{paymentId}/decline", "RecordDecline")
+        .command("/api/payments/{paymentId}/void", "VoidPayment")
+        .command("/api/payments/{paymentId}/refund", "RefundPayment")
+        .state("/api/payments/{paymentId}", "payments")
+        .done()
+}
+
+/// The pages of its refusals.
+const REFUSALS: [Kind; 6] = [
+    refusal(
+        codes::PAYMENT_ALREADY_REQUESTED,
+        "The payment was requested before",
+        "Ask under another id, or under none.",
+    ),
+    refusal(codes::PAYMENT_NOT_FOUND, "No such payment", "Authorise it first."),
+    refusal(codes::PAYMENT_NOT_PENDING, "The gateway's answer is known", "A payment is authorised or declined once."),
+    refusal(
+        codes::PAYMENT_NOT_AUTHORIZED,
+        "Nothing is held for the payment",
+        "Only an authorised payment is captured.",
+    ),
+    refusal(codes::PAYMENT_NOT_VOIDABLE, "The payment has ended", "What was captured is given back by a refund."),
+    refusal(codes::PAYMENT_NOT_CAPTURED, "Nothing was taken", "Only a captured payment is refunded; void another."),
+];
+
+const fn refusal(code: &'static str, title: &'static str, remedy: &'static str) -> Kind {
+    Kind { code, status: StatusCode::CONFLICT, title, remedy }
+}
+
+#[cfg(test)]
+mod tests {
+    use throughline::avro::{Catalogue, SchemaIds, lock};
+    use throughline::engine::EventCodec as _;
+    use throughline::plain::PlainCodec;
+    use uuid::Uuid;
+
+    use super::domain::{Due, PaymentEvent};
+    use super::*;
+    use crate::orders::domain::{Currency, Money};
+
+    #[test]
+    fn every_schema_is_locked_and_every_event_comes_back() {
+        let schemas = Payments::SCHEMAS;
+        let catalogue = Catalogue::new("payments-events", Payments::NAMESPACE, schemas.published).unwrap();
+        assert_eq!(lock::lock_text(&catalogue), schemas.lock);
+        let codec = PlainCodec::<Payments>::new(&SchemaIds::in_order(&catalogue)).unwrap();
+        let due = Due { order_id: Uuid::from_u128(2), amount: Money::from_minor(1_999, Currency::USD).unwrap() };
+        let text = || "a text".to_owned();
+        for event in [
+            PaymentEvent::PaymentRequested { due, token: text() },
+            PaymentEvent::PaymentAuthorized { due, authorization_id: text() },
+            PaymentEvent::PaymentDeclined { due, reason: text() },
+            PaymentEvent::PaymentCaptured { due },
+            PaymentEvent::PaymentVoided { due },
+            PaymentEvent::PaymentRefunded { due },
+        ] {
+            let encoded = codec.encode(&event).unwrap();
+            assert_eq!(codec.decode(&encoded.bytes), Ok(event));
+        }
+    }
+
+    #[test]
+    fn a_fault_names_its_field() {
+        use throughline::engine::BoundedContext as _;
+        const ID: &str = "0198c0de-7a3e-7000-8000-00000000000a";
+        let reason = |text: &str| {
+            let value = text.replace("ID", ID);
+            PaymentsContext::parse_command(value.as_bytes(), Uuid::nil()).expect_err("refused").reason
+        };
+        for (text, said) in [
+            (r#"{"type":"CapturePayment"}"#, "/paymentId is missing"),
+            (r#"{"type":"CapturePayment","paymentId":"7"}"#, "/paymentId"),
+            (r#"{"type":"CapturePayment","paymentId":"ID","more":1}"#, "more"),
+            (r#"{"type":"RecordDecline","paymentId":"ID","reason":""}"#, "/reason length"),
+            (
+                r#"{"type":"AuthorizePayment","paymentId":"ID","orderId":"ID","amount":"1.999","currency":"USD","token":"t"}"#,
+                "/amount must have at most 2 decimals",
+            ),
+            (
+                r#"{"type":"AuthorizePayment","paymentId":"ID","orderId":"ID","amount":"0.00","currency":"USD","token":"t"}"#,
+                "/amount must be above zero",
+            ),
+            (
+                r#"{"type":"AuthorizePayment","paymentId":"ID","orderId":"ID","amount":"1","currency":"USD","token":""}"#,
+                "/token length",
+            ),
+        ] {
+            let reason = reason(text);
+            assert!(reason.contains(said), "{text}: {reason}");
+        }
+    }
 }
