@@ -17,7 +17,7 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("store", &["settings", "crash"]),
         ("kafka", &["settings", "engine", "crash", "health", "panics"]),
         ("presence", &["settings", "store", "health"]),
-        ("status", &["settings", "store", "health", "kafka", "presence", "relay", "projection"]),
+        ("status", &["settings", "store", "health", "kafka", "presence", "relay", "projection", "process"]),
         ("avro", &["engine", "settings", "store"]),
         ("plain", &["engine", "avro", "api", "store"]),
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),
