@@ -106,6 +106,26 @@ fn starts_function(line: &str) -> bool {
     code.starts_with("fn ") && !line.ends_with(';')
 }
 
+/// The table of rooms that the library's documentation shows is the rule, room for room.
+#[test]
+fn the_table_of_rooms_is_the_rule() {
+    let doors = doors();
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../lib.rs")).unwrap();
+    let mut broken = Vec::new();
+    for room in text.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')) {
+        let may = match doors.get(room) {
+            None => "everything".to_owned(),
+            Some([]) => "nothing of ours".to_owned(),
+            Some(named) => named.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+        };
+        let row = text.lines().find(|line| line.starts_with(&format!("//! | [`{room}`] |")));
+        if !row.is_some_and(|row| row.ends_with(&format!("| {may} |"))) {
+            broken.push(format!("src/lib.rs: the row of `{room}` must end in: {may}"));
+        }
+    }
+    report(broken);
+}
+
 #[test]
 fn imports_go_one_way() {
     let doors = doors();
