@@ -1,32 +1,21 @@
-//! Partitions that are assigned and not claimed yet: who is asked when, on which thread, and what came of it.
+//! Partitions that are assigned and not claimed yet: whose turn it is, and what came of it.
 //!
-//! A claim waits for Kafka and for PostgreSQL. It is made on a thread of its own, so that one that nobody
-//! answers (a partition without a leader, a database that is away) holds up neither the polling nor another
-//! partition's claim, and is tried again for as long as the assignment lasts. What was granted waits here
-//! until the consumer's thread takes it; a grant for an assignment that ended meanwhile is dropped, and its
-//! epoch only makes the new owner claim once more. A partition that stands is wanted as well: whatever stopped
-//! it, it is claimed anew after a while, and nobody has to restart anything.
+//! What was granted waits here until the consumer's thread takes it; a grant for an assignment that ended meanwhile
+//! is dropped, and its epoch only makes the new owner claim once more. A partition that stands is wanted as well:
+//! whatever stopped it, it is claimed anew after a while, and nobody has to restart anything. Asks nobody itself:
+//! that is [`super::claiming`].
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-
-use super::committed;
-use super::consumer::{ClaimError, Committed, Shared};
 use super::mailbox::Claim;
-use super::rebalance::Rebalancer;
 use super::record::TopicPartition;
-use crate::panics;
 
 /// First and longest wait before a claim that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 /// First wait before a partition that stands is looked at again; doubles up to `ConsumerOptions::halt_retry`.
 const HALT_RETRY: Duration = Duration::from_secs(1);
-/// Claims of one round that are made at a time.
-const THREADS_MAX: usize = 4;
 /// Rounds at a time, at most, in which claims that have failed are tried again.
 const ROUNDS_MAX: usize = 2;
 /// A claim that is not granted for this long is told in the log, once.
@@ -154,7 +143,7 @@ impl Claims {
 
     /// The partitions whose turn it is, for one round. Those that have not failed stand apart from those that
     /// have: a wait for nothing is not theirs.
-    fn due(&self) -> Vec<(TopicPartition, u64)> {
+    pub(super) fn due(&self) -> Vec<(TopicPartition, u64)> {
         let mut state = self.lock();
         let (now, failed_too) = (Instant::now(), state.rounds < ROUNDS_MAX);
         let is_due = |one: &Wanted| !one.asked && one.granted.is_none() && one.next_try <= now;
@@ -171,141 +160,61 @@ impl Claims {
         round
     }
 
-    fn is_wanted(&self, source: &TopicPartition, number: u64) -> bool {
+    pub(super) fn is_wanted(&self, source: &TopicPartition, number: u64) -> bool {
         self.lock().wanted.get(source).is_some_and(|one| one.number == number)
     }
 
     /// Nobody could be asked: the assignment is ending.
-    fn put_off(&self, source: &TopicPartition, number: u64) {
+    pub(super) fn put_off(&self, source: &TopicPartition, number: u64) {
         let mut state = self.lock();
         if let Some(one) = state.wanted.get_mut(source).filter(|one| one.number == number) {
             (one.asked, one.next_try) = (false, Instant::now() + RETRY.0);
         }
     }
 
-    fn round_ends(&self) {
+    pub(super) fn round_ends(&self) {
         self.lock().rounds -= 1;
         self.answered.notify_all();
     }
 
-    fn answer(&self, shared: &Shared, source: &TopicPartition, number: u64, answer: Result<Claim, ClaimError>) {
+    /// Keeps a claim until it is taken. How many tries it took, and how long, where its lateness was told.
+    pub(super) fn granted(&self, source: &TopicPartition, number: u64, claim: Claim) -> Option<(u32, Duration)> {
         let mut state = self.lock();
-        let Some(one) = state.wanted.get_mut(source).filter(|one| one.number == number) else { return };
+        let one = state.wanted.get_mut(source).filter(|one| one.number == number)?;
+        (one.asked, one.granted) = (false, Some(claim));
+        one.tries += 1;
+        let late = one.told.then(|| (one.tries, one.since.elapsed()));
+        self.answered.notify_all();
+        late
+    }
+
+    /// Tries again later. None where nobody wants it any more.
+    pub(super) fn failed(&self, source: &TopicPartition, number: u64) -> Option<Failed> {
+        let mut state = self.lock();
+        let halted = state.halts.contains_key(source);
+        let one = state.wanted.get_mut(source).filter(|one| one.number == number)?;
         one.asked = false;
         one.tries += 1;
-        match answer {
-            Ok(claim) => {
-                one.granted = Some(claim);
-                if one.told {
-                    tracing::info!(group = shared.group, partition = %source, tries = one.tries,
-                        seconds = one.since.elapsed().as_secs(), "claim granted at last");
-                }
-            }
-            Err(ClaimError::Transient(reason)) => {
-                one.next_try = Instant::now() + RETRY.0.saturating_mul(1 << (one.tries - 1).min(16)).min(RETRY.1);
-                metrics::counter!("throughline_claim_retries_total", "group" => shared.group.clone()).increment(1);
-                if one.since.elapsed() > TOLD_AFTER && !std::mem::replace(&mut one.told, true) {
-                    tracing::warn!(group = shared.group, partition = %source, tries = one.tries, reason,
-                        "claim not granted; tried again until it is");
-                }
-                if !state.halts.contains_key(source) {
-                    shared.partitions.pending(&source.topic, source.partition, Some(&reason));
-                }
-            }
-            Err(ClaimError::Halt { reason, cure }) => {
-                drop(state);
-                shared.halt(source, &reason, &cure);
-            }
-        }
+        one.next_try = Instant::now() + RETRY.0.saturating_mul(1 << (one.tries - 1).min(16)).min(RETRY.1);
+        let is_late = one.since.elapsed() > TOLD_AFTER && !std::mem::replace(&mut one.told, true);
+        let failed = Failed { tries: one.tries, is_late, halted };
+        self.answered.notify_all();
+        Some(failed)
+    }
+
+    /// Whoever waits looks again.
+    pub(super) fn wake(&self) {
         self.answered.notify_all();
     }
 }
 
-/// Starts a round for the partitions whose turn it is.
-pub(super) fn ask(shared: &Arc<Shared>) {
-    let due = shared.claims.due();
-    if due.is_empty() {
-        return;
-    }
-    let ours = shared.clone();
-    let round = move || {
-        ask_all(&ours, &due);
-        ours.claims.round_ends();
-    };
-    if let Err(error) = std::thread::Builder::new().name(format!("claims {}", shared.group)).spawn(round) {
-        shared.claims.round_ends();
-        shared.fail(format!("no thread for claims: {error}"));
-    }
-}
-
-/// One round: what Kafka holds of all, then each claim on the next thread that is free.
-fn ask_all(shared: &Shared, due: &[(TopicPartition, u64)]) {
-    let Some(consumer) = shared.client() else { return };
-    let sources: Vec<TopicPartition> = due.iter().map(|(source, _)| source.clone()).collect();
-    let commits = match shared.read_committed_offsets {
-        true => contained(|| committed::named(shared, &consumer, &sources)).and_then(|commits| commits),
-        false => Ok(HashMap::new()),
-    };
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some((source, number)) = due.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let is_wanted = shared.claims.is_wanted(source, *number);
-            if !is_wanted || !shared.is_running() || consumer.assignment_lost() {
-                shared.claims.put_off(source, *number);
-                continue;
-            }
-            let answer = match &commits {
-                Ok(commits) => contained(|| claim(shared, &consumer, source, &commits.get(source).cloned().flatten()))
-                    .unwrap_or_else(|reason| Err(ClaimError::Transient(reason))),
-                Err(reason) => Err(ClaimError::Transient(reason.clone())),
-            };
-            shared.claims.answer(shared, source, *number, answer);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..due.len().min(THREADS_MAX) {
-            let thread = std::thread::Builder::new().name(format!("claim {}", shared.group));
-            if thread.spawn_scoped(scope, work).is_err() {
-                // No thread to be had: this one does it.
-                work();
-            }
-        }
-    });
-}
-
-/// # Errors
-/// What a panic said.
-fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    panics::contain(work).map_err(|panic| format!("claiming panicked: {panic}"))
-}
-
-/// One try.
-fn claim(
-    shared: &Shared,
-    consumer: &BaseConsumer<Rebalancer>,
-    source: &TopicPartition,
-    committed: &Committed,
-) -> Result<Claim, ClaimError> {
-    let watermarks = || {
-        consumer
-            .fetch_watermarks(&source.topic, source.partition, CLAIM_WAIT)
-            .map_err(|error| ClaimError::Transient(format!("cannot read the offsets kept: {error}")))
-    };
-    let claim = shared.owner.claim(source, committed.clone(), watermarks()?)?;
-    // Read again: until the claim, the previous owner went on, past what was the end before.
-    let (first, next) = watermarks()?;
-    if (first..=next).contains(&claim.next_offset) {
-        return Ok(claim);
-    }
-    // Fetching there would fail, or be answered with records of another life of the topic.
-    Err(ClaimError::Halt {
-        reason: format!(
-            "offset {} of {source} is not there any more: Kafka keeps {first} to {next}. Records were dropped by \
-             retention, or the topic was created again.",
-            claim.next_offset
-        ),
-        cure: "It is claimed again by itself; if it stays, `throughline topics check` tells of the topic.".into(),
-    })
+/// A claim that was not granted.
+pub(super) struct Failed {
+    pub tries: u32,
+    /// It is to be told now, once.
+    pub is_late: bool,
+    /// The partition stands already, for a reason of its own.
+    pub halted: bool,
 }
 
 /// A question to the broker for a claim, at most: one without a leader is asked again later.

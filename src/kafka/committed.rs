@@ -7,13 +7,13 @@
 
 use std::collections::HashMap;
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::claims::CLAIM_WAIT;
-use super::consumer::{Committed, Shared};
-use super::rebalance::Rebalancer;
+use super::membership::{Client, Membership};
+use super::owner::Committed;
 use super::record::TopicPartition;
 
 /// The commits of `sources`, named.
@@ -21,12 +21,12 @@ use super::record::TopicPartition;
 /// # Errors
 /// Why they are not known now.
 pub(super) fn named(
-    shared: &Shared,
-    consumer: &BaseConsumer<Rebalancer>,
+    membership: &Membership,
+    consumer: &Client,
     sources: &[TopicPartition],
 ) -> Result<HashMap<TopicPartition, Committed>, String> {
     // Before the commits: a name tells the epoch that the partition had when the commit was found.
-    let epochs = shared.owner.epochs().map_err(|error| format!("cannot read epochs: {error}"))?;
+    let epochs = membership.owner.epochs().map_err(|error| format!("cannot read epochs: {error}"))?;
     let mut list = TopicPartitionList::new();
     for source in sources {
         list.add_partition(&source.topic, source.partition);
@@ -42,12 +42,12 @@ pub(super) fn named(
         (TopicPartition { topic: element.topic().into(), partition: element.partition() }, offset)
     };
     let committed = held.elements().iter().map(pair).collect();
-    give_names(shared, consumer, committed, &epochs)
+    give_names(membership, consumer, committed, &epochs)
 }
 
 fn give_names(
-    shared: &Shared,
-    consumer: &BaseConsumer<Rebalancer>,
+    membership: &Membership,
+    consumer: &Client,
     mut committed: HashMap<TopicPartition, Committed>,
     epochs: &HashMap<i32, i64>,
 ) -> Result<HashMap<TopicPartition, Committed>, String> {
@@ -55,7 +55,7 @@ fn give_names(
     for (source, held) in &mut committed {
         let Some((offset, metadata)) = held else { continue };
         let epoch = epochs.get(&source.partition).copied().unwrap_or_default();
-        let Some(name) = shared.owner.name_for(metadata, epoch) else { continue };
+        let Some(name) = membership.owner.name_for(metadata, epoch) else { continue };
         let mut element = renamed.add_partition(&source.topic, source.partition);
         element.set_offset(Offset::Offset(*offset)).map_err(|error| error.to_string())?;
         element.set_metadata(name.as_str());
@@ -65,7 +65,7 @@ fn give_names(
     if renamed.count() > 0 {
         // Also what a member hears that the group has given up: then nothing is claimed.
         consumer.commit(&renamed, CommitMode::Sync).map_err(|error| format!("cannot name a reset: {error}"))?;
-        tracing::info!(group = shared.group, commits = ?renamed, "operators' resets named");
+        tracing::info!(group = membership.group, commits = ?renamed, "operators' resets named");
     }
     Ok(committed)
 }

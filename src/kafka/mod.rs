@@ -3,6 +3,7 @@
 //! Delivery here is at least once and nothing more: PostgreSQL decides what counts (design
 //! decision D1). This room knows no context of ours and no SQL.
 
+mod claiming;
 mod claims;
 pub mod client;
 mod committed;
@@ -11,6 +12,8 @@ pub mod ends;
 pub mod headers;
 mod lane;
 pub mod mailbox;
+mod membership;
+mod owner;
 pub mod peek;
 mod poller;
 pub mod probe;

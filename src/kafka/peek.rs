@@ -13,7 +13,7 @@ use rdkafka::error::KafkaError as ClientError;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::Inquirer;
-use super::consumer::lock;
+use super::membership::lock;
 use super::record::{Record, TopicPartition};
 use super::{KafkaError, client, topic_id};
 use crate::settings::KafkaSettings;

@@ -4,7 +4,6 @@
 //! in the client's own threads. The client is told of a partition only after PostgreSQL granted its claim: what
 //! the group assigns and what the client consumes are two things.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::config::RDKafkaLogLevel;
@@ -14,26 +13,15 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
-use super::claims;
-use super::consumer::{Shared, lock};
+use super::claiming;
 use super::mailbox::Claim;
+use super::membership::{Membership, Rebalancer, lock};
 use super::record::TopicPartition;
 use super::voice;
 
 /// An assignment waits this long for its claims, at most. What takes longer (a refill after a reset, a
 /// partition without a leader, a database that is away) is taken over later.
 const CLAIM_GRACE: Duration = Duration::from_secs(2);
-
-/// The client's callbacks.
-pub(super) struct Rebalancer {
-    shared: Arc<Shared>,
-}
-
-impl Rebalancer {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
-    }
-}
 
 impl ClientContext for Rebalancer {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -47,14 +35,14 @@ impl ClientContext for Rebalancer {
 
 impl ConsumerContext for Rebalancer {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        metrics::counter!("throughline_rebalances_total", "group" => self.shared.group.clone()).increment(1);
+        metrics::counter!("throughline_rebalances_total", "group" => self.0.group.clone()).increment(1);
         let result = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, list),
             _ => self.revoke(consumer, list),
         };
         if let Err(error) = result {
             // Left unanswered, the group would wait for us for ever: the poll loop sees it and ends.
-            self.shared.fail(format!("a rebalance could not be answered: {error}"));
+            self.0.fail(format!("a rebalance could not be answered: {error}"));
         }
     }
 }
@@ -65,35 +53,35 @@ impl Rebalancer {
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), ClientError> {
         let assigned = sources(list);
         for source in &assigned {
-            self.shared.partitions.pending(&source.topic, source.partition, None);
-            self.shared.claims.want(source);
+            self.0.partitions.pending(&source.topic, source.partition, None);
+            self.0.claims.want(source);
         }
-        claims::ask(&self.shared);
-        self.shared.claims.wait_for(&assigned, CLAIM_GRACE);
-        let has_room = |source: &TopicPartition| self.shared.mailbox(source).wait_for_room(Duration::ZERO);
-        let granted = self.shared.claims.take_granted(|source| assigned.contains(source) && has_room(source));
+        claiming::ask(&self.0);
+        self.0.claims.wait_for(&assigned, CLAIM_GRACE);
+        let has_room = |source: &TopicPartition| self.0.mailbox(source).wait_for_room(Duration::ZERO);
+        let granted = self.0.claims.take_granted(|source| assigned.contains(source) && has_room(source));
         if !assigned.is_empty() {
             let (claimed, pending) = (granted.len(), assigned.len() - granted.len());
-            tracing::info!(group = self.shared.group, claimed, pending, "partitions assigned");
+            tracing::info!(group = self.0.group, claimed, pending, "partitions assigned");
         }
         begin(consumer, &granted)?;
-        granted.into_iter().for_each(|(source, claim)| self.shared.grant(&source, claim));
+        granted.into_iter().for_each(|(source, claim)| self.0.grant(&source, claim));
         Ok(())
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> Result<(), ClientError> {
         let lost = consumer.assignment_lost();
         let revoked = sources(list);
-        revoked.iter().for_each(|source| self.shared.lose(source));
-        lock(&self.shared.revoked).extend(revoked.iter().cloned());
+        revoked.iter().for_each(|source| self.0.lose(source));
+        lock(&self.0.revoked).extend(revoked.iter().cloned());
         if !revoked.is_empty() {
-            tracing::info!(group = self.shared.group, partitions = revoked.len(), lost, "partitions revoked");
+            tracing::info!(group = self.0.group, partitions = revoked.len(), lost, "partitions revoked");
         }
-        let commits = take_commits(&self.shared, |source| revoked.contains(source));
+        let commits = take_commits(&self.0, |source| revoked.contains(source));
         if !lost && commits.count() > 0 {
             // Best effort: PostgreSQL holds the truth, the next owner starts from there.
             if let Err(error) = consumer.commit(&commits, CommitMode::Sync) {
-                tracing::debug!(group = self.shared.group, %error, "commit before revocation");
+                tracing::debug!(group = self.0.group, %error, "commit before revocation");
             }
         }
         consumer.incremental_unassign(&held(consumer, |source| revoked.contains(source))?)
@@ -138,8 +126,8 @@ pub(super) fn held(
 }
 
 /// Takes the commits asked for those partitions that are `wanted`, and leaves the others.
-pub(super) fn take_commits(shared: &Shared, wanted: impl Fn(&TopicPartition) -> bool) -> TopicPartitionList {
-    let mut requests = lock(&shared.requests);
+pub(super) fn take_commits(membership: &Membership, wanted: impl Fn(&TopicPartition) -> bool) -> TopicPartitionList {
+    let mut requests = lock(&membership.requests);
     let mut list = TopicPartitionList::new();
     requests.commits.retain(|source, (offset, metadata)| {
         if !wanted(source) {

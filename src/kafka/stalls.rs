@@ -12,7 +12,7 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::claims::CLAIM_WAIT;
-use super::consumer::{Shared, lock};
+use super::membership::{Membership, lock};
 use super::record::TopicPartition;
 
 /// A partition is quiet after this long without a record. Longer than a full client's queue takes to be emptied.
@@ -85,38 +85,42 @@ impl Stalls {
     }
 
     /// Looks now and then; claims anew what stands still.
-    pub(super) fn look(&mut self, shared: &Arc<Shared>) {
+    pub(super) fn look(&mut self, membership: &Arc<Membership>) {
         let ends = lock(&self.answer).take();
         for (source, next, end) in ends.map(|ends| self.stalled(&ends)).unwrap_or_default() {
-            tracing::warn!(group = shared.group, partition = %source, next, end,
+            tracing::warn!(group = membership.group, partition = %source, next, end,
                 "Kafka has records that the client does not fetch; the partition is claimed anew");
-            metrics::counter!("throughline_partitions_stalled_total", "group" => shared.group.clone()).increment(1);
-            shared.mailbox(&source).revoke(&source);
-            shared.want(&source);
+            metrics::counter!("throughline_partitions_stalled_total", "group" => membership.group.clone()).increment(1);
+            membership.mailbox(&source).revoke(&source);
+            membership.want(&source);
         }
         if self.looked.elapsed() < LOOK_EVERY {
             return;
         }
         self.looked = Instant::now();
-        self.handed.retain(|source, _| shared.mailbox(source).claims_partition(source));
-        for (source, claim) in shared.mailboxes.iter().flat_map(|mailbox| mailbox.claims()) {
+        self.handed.retain(|source, _| membership.mailbox(source).claims_partition(source));
+        for (source, claim) in membership.mailboxes.iter().flat_map(|mailbox| mailbox.claims()) {
             if !self.handed.contains_key(&source) {
                 self.handed(&source, claim.next_offset);
             }
         }
-        let has_room = |source: &TopicPartition| shared.mailbox(source).wait_for_room(Duration::ZERO);
+        let has_room = |source: &TopicPartition| membership.mailbox(source).wait_for_room(Duration::ZERO);
         let quiet = self.quiet(has_room, Instant::now());
         if !quiet.is_empty() {
-            ask(shared, quiet, self.answer.clone());
+            ask(membership, quiet, self.answer.clone());
         }
     }
 }
 
 /// Asks on a thread of its own: polling waits for nobody. What cannot be asked is asked again at the next look.
-fn ask(shared: &Arc<Shared>, quiet: Vec<TopicPartition>, answer: Arc<Mutex<Option<HashMap<TopicPartition, i64>>>>) {
-    let shared = shared.clone();
+fn ask(
+    membership: &Arc<Membership>,
+    quiet: Vec<TopicPartition>,
+    answer: Arc<Mutex<Option<HashMap<TopicPartition, i64>>>>,
+) {
+    let membership = membership.clone();
     let look = move || {
-        let Some(consumer) = shared.client() else { return };
+        let Some(consumer) = membership.client() else { return };
         let mut list = TopicPartitionList::new();
         for source in &quiet {
             // Of a partition without a place nothing is asked.
