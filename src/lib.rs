@@ -10,23 +10,25 @@
 //! ```
 //!
 //! # Rooms
+//! None knows a bounded context: those stand outside. `tests/tidy.rs` holds the last column.
+//!
 //! | room | what it is for | may import |
 //! |---|---|---|
 //! | [`engine`] | the vocabulary of a bounded context: aggregate, command, event, projection; and of a process manager | nothing of ours |
 //! | [`plain`] | contexts of plain Rust types, by serde | `engine`, `avro`, `api`, `store` |
 //! | [`settings`] | every setting, its default and unit | nothing of ours |
-//! | [`avro`] | schema catalogue, codec, upcasting, registry API | `engine` |
-//! | [`store`] | PostgreSQL: connections, migrations, what several loops ask | `settings` |
-//! | [`kafka`] | clients, the consumer thread, topics, headers | `settings`, `health` |
-//! | [`processor`] | commands topic -> decide -> append | the rooms above, no context |
-//! | [`relay`] | outbox -> Kafka | the rooms above, no context |
-//! | [`projection`] | events topic -> read tables; reset, rebuild, dead letters | the rooms above, no context |
-//! | [`process`] | process managers: events, outcomes, deadlines -> commands, deadlines | the rooms above, no context |
-//! | [`api`] | HTTP server, admission, problems, health | the rooms above, `presence`, no context |
+//! | [`avro`] | schema catalogue, codec, upcasting, registry API | `engine`, `settings`, `store` |
+//! | [`store`] | PostgreSQL: connections, migrations, what several loops ask | `settings`, `crash` |
+//! | [`kafka`] | clients, the consumer thread, topics, headers | `settings`, `engine`, `crash`, `health`, `panics` |
+//! | [`processor`] | commands topic -> decide -> append | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `panics` |
+//! | [`relay`] | outbox -> Kafka | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health` |
+//! | [`projection`] | events topic -> read tables; reset, rebuild, dead letters | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `panics` |
+//! | [`process`] | process managers: events, outcomes, deadlines -> commands, deadlines | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `panics`, `projection` |
+//! | [`api`] | HTTP server, admission, problems, health | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `presence` |
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
 //! | [`presence`] | which processes live and what they do with their partitions, told to PostgreSQL | `settings`, `store`, `health` |
-//! | [`status`] | who lives, what waits, what stands, what is away: asked and judged | the loops, `presence`, no context |
+//! | [`status`] | who lives, what waits, what stands, what is away: asked and judged | `settings`, `store`, `health`, `kafka`, `presence`, `relay`, `projection`, `process` |
 //! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
 //! | [`panics`] | panics contained, told once and counted | nothing of ours |
 //! | [`health`] | which loops live and are ready; the loops tell | nothing of ours |

@@ -17,7 +17,7 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("store", &["settings", "crash"]),
         ("kafka", &["settings", "engine", "crash", "health", "panics"]),
         ("presence", &["settings", "store", "health"]),
-        ("status", &["settings", "store", "health", "kafka", "presence", "relay", "projection"]),
+        ("status", &["settings", "store", "health", "kafka", "presence", "relay", "projection", "process"]),
         ("avro", &["engine", "settings", "store"]),
         ("plain", &["engine", "avro", "api", "store"]),
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),
@@ -104,6 +104,26 @@ fn starts_function(line: &str) -> bool {
     let code = code.strip_prefix("const ").unwrap_or(code);
     let code = code.strip_prefix("async ").unwrap_or(code);
     code.starts_with("fn ") && !line.ends_with(';')
+}
+
+/// The table of rooms that the library's documentation shows is the rule, room for room.
+#[test]
+fn the_table_of_rooms_is_the_rule() {
+    let doors = doors();
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../lib.rs")).unwrap();
+    let mut broken = Vec::new();
+    for room in text.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')) {
+        let may = match doors.get(room) {
+            None => "everything".to_owned(),
+            Some([]) => "nothing of ours".to_owned(),
+            Some(named) => named.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+        };
+        let row = text.lines().find(|line| line.starts_with(&format!("//! | [`{room}`] |")));
+        if !row.is_some_and(|row| row.ends_with(&format!("| {may} |"))) {
+            broken.push(format!("src/lib.rs: the row of `{room}` must end in: {may}"));
+        }
+    }
+    report(broken);
 }
 
 #[test]

@@ -32,10 +32,14 @@ impl Stages {
             )
             .await
             .context("cannot read how far the stages are")?;
+        let app = reference::app();
+        let orders = app.find(Some("orders"))?;
+        let of_orders: Vec<&str> = orders.read_models().iter().map(|model| model.name).collect();
         let projections = client
             .query(
-                "select projection, sum(seq)::bigint from throughline.checkpoints where generation = 'read' group by 1",
-                &[],
+                "select projection, sum(seq)::bigint from throughline.checkpoints
+                 where generation = 'read' and projection = any($1) group by 1",
+                &[&of_orders],
             )
             .await
             .context("cannot read the checkpoints")?;

@@ -13,9 +13,9 @@ use uuid::Uuid;
 use super::Api;
 use super::auth::Caller;
 use super::extract::{QueryOf, header};
-use super::lane::Lane;
 use super::problem::{INVALID_REQUEST, Problem};
 use crate::engine::ids::id_of_idempotency_key;
+use crate::kafka::Lane;
 use crate::kafka::headers::{TEXT_HEADER_BYTES_MAX, is_traceparent};
 
 /// The longest `Idempotency-Key`, bytes.

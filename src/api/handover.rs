@@ -230,9 +230,9 @@ mod tests {
     use rdkafka::types::RDKafkaRespErr;
 
     use super::super::admission::Admission;
-    use super::super::lane::Lane;
     use super::*;
     use crate::engine::destination_partition;
+    use crate::kafka::Lane;
 
     const REASON: &CStr = c"made by a test";
 

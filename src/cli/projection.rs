@@ -16,7 +16,7 @@ use super::{FOUND_FALSE, INTERRUPTED, Output, Program};
 use crate::app::install;
 use crate::projection::{self, AnyProjector, Progress, RebuildMode, RebuildReport, ResetTarget, state};
 use crate::settings::Settings;
-use crate::store::{DatabaseRole, connect};
+use crate::store::{DatabaseRole, StoreError, connect};
 
 /// Arguments of `projection`.
 #[derive(Debug, Args)]
@@ -122,12 +122,27 @@ impl Consent {
     }
 }
 
-/// Every projection of the contexts that are meant.
+/// Every projection of the contexts that are meant. A context that this store does not have yet is left out, with a
+/// word, as long as it has another.
 pub(super) async fn projectors(program: &Program<'_>) -> anyhow::Result<Vec<Box<dyn AnyProjector>>> {
-    let mut projectors = Vec::new();
+    let (mut projectors, mut missing) = (Vec::new(), Vec::new());
     for context in program.all()? {
-        let settings = Arc::new(install::with_stored_partitions(context, program.settings).await?);
-        projectors.extend(install::open(context, &settings).await?.projectors(&settings));
+        match install::with_stored_partitions(context, program.settings).await {
+            Ok(settings) => {
+                let settings = Arc::new(settings);
+                projectors.extend(install::open(context, &settings).await?.projectors(&settings));
+            }
+            Err(error @ StoreError::UnknownTopic(_)) => missing.push((context.name(), error)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if projectors.is_empty()
+        && let Some((_, error)) = missing.pop()
+    {
+        return Err(error.into());
+    }
+    for (context, error) in missing {
+        eprintln!("{context} is left out: {error}");
     }
     Ok(projectors)
 }

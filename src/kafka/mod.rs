@@ -9,6 +9,7 @@ mod committed;
 pub mod consumer;
 pub mod ends;
 pub mod headers;
+mod lane;
 pub mod mailbox;
 pub mod peek;
 mod poller;
@@ -24,6 +25,7 @@ pub mod voice;
 pub mod watermarks;
 
 pub use consumer::{Consumer, ConsumerOptions, PartitionOwner};
+pub use lane::Lane;
 pub use mailbox::{Batch, Claim, Mailbox};
 pub use peek::Peek;
 pub use record::{HeaderFault, Record, TopicPartition};

@@ -25,6 +25,9 @@ where
     let (known_command, known_stream) =
         (command_id.as_ref().ok().copied().flatten(), stream_id.as_ref().ok().copied().flatten());
     let read = || {
+        if let Some(pointer) = nul_in(&fields) {
+            return Err(format!("{pointer} holds U+0000, which no table can keep"));
+        }
         let meta = CommandMeta {
             command_id: command_id?.unwrap_or(fallback_id),
             stream_id: stream_id?.ok_or_else(|| format!("/{stream_id_field} is missing"))?,
@@ -38,6 +41,25 @@ where
         Ok(Command { meta, payload: variant(&name, fields)? })
     };
     read().map_err(|reason| InvalidCommand { reason, command_id: known_command, stream_id: known_stream })
+}
+
+/// Where a text, or the name of a field, holds U+0000: a JSON pointer.
+fn nul_in(fields: &Map<String, Value>) -> Option<String> {
+    fields.iter().find_map(|(name, value)| match name.contains('\0') {
+        true => Some(format!("/{}", name.replace('\0', "\u{fffd}"))),
+        false => nul_below(value).map(|below| format!("/{name}{below}")),
+    })
+}
+
+fn nul_below(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => text.contains('\0').then(String::new),
+        Value::Array(items) => {
+            items.iter().enumerate().find_map(|(n, item)| nul_below(item).map(|below| format!("/{n}{below}")))
+        }
+        Value::Object(fields) => nul_in(fields),
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
 }
 
 fn refused(reason: String) -> InvalidCommand {
@@ -148,6 +170,8 @@ mod tests {
             (r#""type":"Close","more":1"#, "/more unknown field"),
             (r#""type":"Burn""#, "unknown variant `Burn`"),
             (r#""owner":"ann""#, "/type is missing"),
+            (r#""type":"Open","owner":"a\u0000b","lines":[]"#, "/owner holds U+0000"),
+            (r#""type":"Open","owner":"ann","lines":[{"\u0000":1}]"#, "/lines/0/\u{fffd} holds U+0000"),
             (r#""type":"Close","expectedVersion":-1"#, "/expectedVersion must be"),
         ];
         for (rest, start) in starts {

@@ -17,10 +17,26 @@ pub(super) fn variants<C: JsonSchema>() -> Vec<(String, Value)> {
         settings.inline_subschemas = true;
         settings.meta_schema = None;
     });
-    let whole = Value::from(settings.into_generator().into_root_schema_for::<C>());
+    let mut whole = Value::from(settings.into_generator().into_root_schema_for::<C>());
+    without_nul(&mut whole);
     match whole["oneOf"].as_array() {
         Some(variants) => variants.iter().flat_map(named).collect(),
         None => named(&whole),
+    }
+}
+
+/// Says of texts what `command` refuses in any of them.
+fn without_nul(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let is_free = ["pattern", "format", "enum", "const"].iter().all(|word| !fields.contains_key(*word));
+            if is_free && fields.get("type").is_some_and(|kind| kind == "string") {
+                fields.insert("pattern".into(), r"^[^\x00]*$".into());
+            }
+            fields.values_mut().for_each(without_nul);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_nul),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

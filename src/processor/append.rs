@@ -153,6 +153,11 @@ async fn park<C: BoundedContext>(
     session.round_trip("park dead letters", parked).await
 }
 
+/// One column of a statement, of as many rows as there are items.
+fn column<'a, T, V>(items: &'a [T], pick: impl Fn(&'a T) -> V) -> Vec<V> {
+    items.iter().map(pick).collect()
+}
+
 async fn append_events<C: BoundedContext>(
     session: &Session,
     scope: &Scope<C>,
@@ -162,19 +167,8 @@ async fn append_events<C: BoundedContext>(
     if decided.events.is_empty() {
         return Ok(0);
     }
-    macro_rules! column {
-        (|$event:ident, $command:ident| $value:expr) => {
-            decided
-                .events
-                .iter()
-                .map(|$event| {
-                    let $command = &batch.commands[$event.command];
-                    let _ = $command;
-                    $value
-                })
-                .collect::<Vec<_>>()
-        };
-    }
+    let events = decided.events.as_slice();
+    let commands: Vec<_> = events.iter().map(|event| &batch.commands[event.command]).collect();
     session
         .client
         .execute(
@@ -183,20 +177,20 @@ async fn append_events<C: BoundedContext>(
                 &scope.events.id,
                 &decided.now,
                 &scope.type_prefix,
-                &column!(|event, command| command.destination),
-                &column!(|event, command| event.seq),
-                &column!(|event, command| command.stream_id),
-                &column!(|event, command| event.version),
-                &column!(|event, command| event.event_id),
-                &column!(|event, command| event.encoded.event_type),
-                &column!(|event, command| event.encoded.schema_version),
-                &column!(|event, command| command.command_id),
-                &column!(|event, command| command.correlation_id.as_str()),
-                &column!(|event, command| command.causation_id.as_str()),
-                &column!(|event, command| command.principal.as_deref()),
-                &column!(|event, command| command.traceparent.as_deref()),
-                &column!(|event, command| command.reply_to.as_deref()),
-                &column!(|event, command| event.encoded.bytes.as_slice()),
+                &column(&commands, |command| command.destination),
+                &column(events, |event| event.seq),
+                &column(&commands, |command| command.stream_id),
+                &column(events, |event| event.version),
+                &column(events, |event| event.event_id),
+                &column(events, |event| event.encoded.event_type),
+                &column(events, |event| event.encoded.schema_version),
+                &column(&commands, |command| command.command_id),
+                &column(&commands, |command| command.correlation_id.as_str()),
+                &column(&commands, |command| command.causation_id.as_str()),
+                &column(&commands, |command| command.principal.as_deref()),
+                &column(&commands, |command| command.traceparent.as_deref()),
+                &column(&commands, |command| command.reply_to.as_deref()),
+                &column(events, |event| event.encoded.bytes.as_slice()),
             ],
         )
         .await
@@ -221,16 +215,16 @@ async fn append_results<C: BoundedContext>(
                 &scope.results.id,
                 &decided.now,
                 &result_type,
-                &commands.iter().map(|command| command.destination).collect::<Vec<_>>(),
-                &decided.results.iter().map(|result| result.seq).collect::<Vec<_>>(),
-                &commands.iter().map(|command| command.command_id).collect::<Vec<_>>(),
-                &decided.results.iter().map(|result| result.message_id).collect::<Vec<_>>(),
-                &commands.iter().map(|command| command.stream_id).collect::<Vec<_>>(),
-                &commands.iter().map(|command| command.correlation_id.as_str()).collect::<Vec<_>>(),
-                &commands.iter().map(|command| command.causation_id.as_str()).collect::<Vec<_>>(),
-                &commands.iter().map(|command| command.traceparent.as_deref()).collect::<Vec<_>>(),
-                &commands.iter().map(|command| command.reply_to.as_deref()).collect::<Vec<_>>(),
-                &decided.results.iter().map(|result| result.value.as_slice()).collect::<Vec<_>>(),
+                &column(&commands, |command| command.destination),
+                &column(&decided.results, |result| result.seq),
+                &column(&commands, |command| command.command_id),
+                &column(&decided.results, |result| result.message_id),
+                &column(&commands, |command| command.stream_id),
+                &column(&commands, |command| command.correlation_id.as_str()),
+                &column(&commands, |command| command.causation_id.as_str()),
+                &column(&commands, |command| command.traceparent.as_deref()),
+                &column(&commands, |command| command.reply_to.as_deref()),
+                &column(&decided.results, |result| result.value.as_slice()),
             ],
         )
         .await
@@ -252,16 +246,16 @@ async fn append_outcomes<C: BoundedContext>(
             &[
                 &scope.events.id,
                 &decided.now,
-                &outcomes.iter().map(|outcome| outcome.partition).collect::<Vec<_>>(),
-                &outcomes.iter().map(|outcome| outcome.command_id).collect::<Vec<_>>(),
-                &outcomes.iter().map(|outcome| outcome.stream_id).collect::<Vec<_>>(),
-                &outcomes.iter().map(|outcome| outcome.payload_hash.as_slice()).collect::<Vec<_>>(),
-                &outcomes.iter().map(|outcome| outcome.accepted).collect::<Vec<_>>(),
-                &outcomes.iter().map(|outcome| outcome.code.as_deref()).collect::<Vec<_>>(),
-                &outcomes.iter().map(|outcome| outcome.reason.as_deref()).collect::<Vec<_>>(),
-                &outcomes.iter().map(|outcome| outcome.version).collect::<Vec<_>>(),
-                &outcomes.iter().map(|outcome| outcome.seq).collect::<Vec<_>>(),
-                &outcomes.iter().map(|outcome| outcome.correlation_id.as_str()).collect::<Vec<_>>(),
+                &column(outcomes, |outcome| outcome.partition),
+                &column(outcomes, |outcome| outcome.command_id),
+                &column(outcomes, |outcome| outcome.stream_id),
+                &column(outcomes, |outcome| outcome.payload_hash.as_slice()),
+                &column(outcomes, |outcome| outcome.accepted),
+                &column(outcomes, |outcome| outcome.code.as_deref()),
+                &column(outcomes, |outcome| outcome.reason.as_deref()),
+                &column(outcomes, |outcome| outcome.version),
+                &column(outcomes, |outcome| outcome.seq),
+                &column(outcomes, |outcome| outcome.correlation_id.as_str()),
             ],
         )
         .await

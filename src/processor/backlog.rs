@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use rdkafka::Offset;
 
+use crate::kafka::Lane;
 use crate::kafka::client::Inquirer;
 use crate::kafka::ends;
 use crate::store::{Database, StoreError};
-
-/// Names of the lanes, as `TopicNames::lanes` orders them.
-const LANES: [&str; 3] = ["priority", "normal", "bulk"];
 
 /// What is measured.
 pub(super) struct Backlog {
@@ -41,14 +39,14 @@ impl Backlog {
             tokio::task::spawn_blocking(ask).await.map_err(|error| error.to_string())?;
         let (first, end) = asked.map_err(|error| error.to_string())?;
         let decided = self.decided().await.map_err(|error| error.to_string())?;
-        for (name, (topic, _)) in LANES.into_iter().zip(&self.lanes) {
+        for (lane, (topic, _)) in Lane::ALL.into_iter().zip(&self.lanes) {
             let waiting = |((_, partition), end): (&(String, i32), &i64)| {
                 let place = (topic.clone(), *partition);
                 let first = first.get(&place).copied().unwrap_or(0);
                 (end - decided.get(&place).copied().unwrap_or(first).max(first)).max(0)
             };
             let waiting: i64 = end.iter().filter(|((of, _), _)| of == topic).map(waiting).sum();
-            metrics::gauge!("throughline_commands_waiting", "lane" => name).set(waiting as f64);
+            metrics::gauge!("throughline_commands_waiting", "lane" => lane.name()).set(waiting as f64);
         }
         Ok(())
     }

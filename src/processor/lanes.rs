@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use futures_util::future::select_all;
 
-use crate::kafka::{Batch, Mailbox};
+use crate::kafka::{Batch, Lane, Mailbox};
 use crate::store::Extent;
 
-/// Lanes of the commands: priority, normal, bulk.
-pub(super) const LANES: usize = 3;
+/// How many there are.
+pub(super) const LANES: usize = Lane::ALL.len();
 
 /// One worker's mailboxes, a lane each.
 #[derive(Debug, Clone)]

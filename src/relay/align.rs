@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::RelayError;
 use super::lease::PartitionKey;
 use super::partition::{Alarm, State, start_after};
-use super::stream::Stream;
+use super::publishing_loop::PublishingLoop;
 use super::tail::{self, Tail, TailRequest};
 use crate::kafka::KafkaError;
 use crate::kafka::client::Inquirer;
@@ -43,7 +43,7 @@ struct Asked {
     tails: JoinHandle<Result<Vec<Result<Tail, KafkaError>>, KafkaError>>,
 }
 
-impl Stream {
+impl PublishingLoop {
     /// Reads the tails of the partitions that need it, beside the loop, and applies them.
     pub(super) async fn align(&mut self) -> Result<(), RelayError> {
         if let Some(look) = self.alignment.look.take_if(|look| look.leaders.is_finished()) {
@@ -53,7 +53,7 @@ impl Stream {
         if let Some(asked) = finished.and_then(|leader| self.alignment.asked.remove(&leader)) {
             self.apply_tails(asked).await?;
         }
-        if self.alignment.look.is_none() && Instant::now() >= self.retry_at {
+        if self.alignment.look.is_none() && !self.spell.is_waiting() {
             self.look_for_leaders();
         }
         Ok(())
@@ -162,7 +162,7 @@ impl Stream {
                 Err(text) => self.halt(key, Alarm { text, seq: None }),
             }
         }
-        self.next_read = Instant::now();
+        self.pace.read_at(Instant::now());
         self.clear_alarms().await
     }
 

@@ -51,14 +51,16 @@
 
 mod align;
 pub mod lease;
+mod pace;
 mod page;
 mod partition;
 mod publisher;
+mod publishing_loop;
 mod pump;
 mod reader;
 pub mod republish;
+mod spell;
 pub mod status;
-mod stream;
 pub mod tail;
 mod telling;
 
@@ -110,10 +112,15 @@ pub async fn run(
     // Ends with this future, so that a relay that is gone renews nothing.
     let keep = leases.clone().keep(settings.clone(), health.register("relay leases"), stop_keeping.clone());
     let mut keeper = AbortOnDropHandle::new(tokio::spawn(keep));
-    let stream = stream::Stream::new(settings, leases, wake, (health.register("relay"), health.partitions("relay")));
+    let looped = publishing_loop::PublishingLoop::new(
+        settings,
+        leases,
+        wake,
+        (health.register("relay"), health.partitions("relay")),
+    );
     let stop = shutdown.child_token();
     let _ends_with_us = stop.clone().drop_guard();
-    let mut publishing = tokio::task::spawn_blocking(move || on_this_thread(stream, stop));
+    let mut publishing = tokio::task::spawn_blocking(move || on_this_thread(looped, stop));
     let published = tokio::select! {
         published = &mut publishing => published?,
         // It ends when it is told to, and not before.
@@ -126,11 +133,11 @@ pub async fn run(
     published
 }
 
-/// Rows go from the connection's task to the stream's, a few at a time. With both on one thread no other
+/// Rows go from the connection's task to the loop's, a few at a time. With both on one thread no other
 /// thread has to be woken for them.
-fn on_this_thread(stream: stream::Stream, shutdown: CancellationToken) -> Result<(), RelayError> {
+fn on_this_thread(looped: publishing_loop::PublishingLoop, shutdown: CancellationToken) -> Result<(), RelayError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RelayError::Thread)?;
-    let published = runtime.block_on(stream.run(shutdown));
+    let published = runtime.block_on(looped.run(shutdown));
     // A read of Kafka's tails that nobody waits for any more.
     runtime.shutdown_background();
     published

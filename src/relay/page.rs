@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use super::RelayError;
 use super::lease::PartitionKey;
+use super::pace::ROOM_RETRY;
 use super::partition::{Alarm, Partition, State};
 use super::publisher::{Handed, Outgoing, Publisher};
-use super::pump::ROOM_RETRY;
+use super::publishing_loop::PublishingLoop;
 use super::reader::{OutboxRow, ReadRequest, source_of};
-use super::stream::Stream;
 use crate::kafka::shares::Shares;
 use crate::store::StoreError;
 
@@ -56,7 +56,7 @@ impl Page {
     }
 }
 
-impl Stream {
+impl PublishingLoop {
     /// What to read of each partition: its share of the producer's room. What others hold cannot fill it.
     pub(super) fn read_requests(&mut self) -> Vec<ReadRequest> {
         if !self.may_produce() {
@@ -90,7 +90,7 @@ impl Stream {
         rows: impl Rows<Item = Result<OutboxRow, StoreError>>,
     ) -> Result<(), RelayError> {
         let mut page = Page::default();
-        self.next_read = started;
+        self.pace.read_at(started);
         let taken = self.hand_over(&mut page, rows).await;
         metrics::histogram!("throughline_relay_batch_rows").record(page.rows as f64);
         if page.rows > 0 {
@@ -109,28 +109,11 @@ impl Stream {
             Err(RelayError::Store(error)) => return Err(self.narrow(error, requests)),
             Err(error) => return Err(error),
         }
-        self.set_pace(started, page.rows, backlog);
+        self.pace.after_page(&self.settings.relay, started, page.rows, backlog);
         for (key, alarm) in page.alarms {
             self.halt(key, alarm);
         }
         Ok(())
-    }
-
-    /// When to look again; not before a time that the page itself has set.
-    fn set_pace(&mut self, started: Instant, rows: usize, backlog: bool) {
-        let bounds = &self.settings.relay;
-        let poll_min = Duration::from_millis(bounds.poll_min_ms.max(1));
-        let now = Instant::now();
-        self.idle = rows == 0;
-        let due = if self.idle {
-            let poll = self.poll;
-            self.poll = (poll * 2).min(Duration::from_millis(bounds.poll_max_ms)).max(poll_min);
-            now + poll
-        } else {
-            self.poll = poll_min;
-            if backlog { now } else { started + Duration::from_millis(bounds.linger_ms) }
-        };
-        self.next_read = self.next_read.max(due);
     }
 
     /// Takes rows, in order, as far as lease, producer and sizes allow.
@@ -167,7 +150,7 @@ impl Stream {
             match self.hand_over_row(key, &row) {
                 Ok(Handed::Taken) => {}
                 Ok(Handed::Full) => {
-                    self.next_read = Instant::now() + ROOM_RETRY;
+                    self.pace.read_soon();
                     return Ok(());
                 }
                 Ok(Handed::Failed) => return Ok(()),

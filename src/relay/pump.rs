@@ -11,27 +11,23 @@ use super::RelayError;
 use super::lease::PartitionKey;
 use super::partition::State;
 use super::publisher::Publisher;
+use super::publishing_loop::PublishingLoop;
 use super::reader::{Mark, ReadRequest};
-use super::stream::{Away, BACKOFF, Stream};
 use crate::kafka::KafkaError;
 use crate::store::{Blame, StoreError};
 
-/// `published` moves at most this often while busy, in one statement for all partitions.
-const MARK_INTERVAL: Duration = Duration::from_millis(50);
 /// On shutdown, acknowledgements are waited for this long.
 const DRAIN: Duration = Duration::from_secs(5);
-/// A look for room in the producer when no report announced it.
-pub(super) const ROOM_RETRY: Duration = Duration::from_millis(5);
 
-impl Stream {
+impl PublishingLoop {
     /// One look at the outbox, if it is time, pipelined with the marks that are due.
     pub(super) async fn pump(&mut self) -> Result<(), RelayError> {
         let started = Instant::now();
-        let requests = if started >= self.next_read { self.read_requests() } else { Vec::new() };
+        let requests = if self.pace.may_read(started) { self.read_requests() } else { Vec::new() };
         let marks = self.due_marks();
         if requests.is_empty() && marks.is_empty() {
-            if started >= self.next_read {
-                self.next_read = started + ROOM_RETRY;
+            if self.pace.may_read(started) {
+                self.pace.read_soon();
             }
             return Ok(());
         }
@@ -58,7 +54,7 @@ impl Stream {
     }
 
     fn due_marks(&self) -> Vec<Mark> {
-        if self.marked_at.elapsed() < MARK_INTERVAL { Vec::new() } else { self.marks() }
+        if self.pace.may_mark() { self.marks() } else { Vec::new() }
     }
 
     fn marks(&self) -> Vec<Mark> {
@@ -83,10 +79,10 @@ impl Stream {
             }
         }
         if !marks.is_empty() {
-            self.marked_at = Instant::now();
+            self.pace.marked();
         }
         if !marked.is_empty() {
-            self.backoff = BACKOFF.0;
+            self.spell.begin_anew();
         }
         lost_in_flight
     }
@@ -107,11 +103,11 @@ impl Stream {
     /// Until something is due or happens.
     pub(super) async fn wait(&mut self, shutdown: &CancellationToken) {
         let now = Instant::now();
-        let mut due = self.next_read;
+        let mut due = self.pace.next_read();
         if self.partitions.values().any(|ours| ours.has_unmarked()) {
-            due = due.min(self.marked_at + MARK_INTERVAL);
+            due = due.min(self.pace.next_mark());
         }
-        due = due.max(self.retry_at);
+        due = due.max(self.spell.retry_at());
         if self.in_flight() > 0 {
             // The moment the leases could run out is never slept through.
             due = due.min(now + self.lease_left(1, 1));
@@ -122,10 +118,10 @@ impl Stream {
             _ = self.table.changed() => {}
             () = self.progress.notified() => {
                 if self.has_room() {
-                    self.next_read = self.next_read.min(Instant::now() + ROOM_RETRY);
+                    self.pace.has_room();
                 }
             }
-            () = self.wake.notified(), if self.idle => self.next_read = Instant::now(),
+            () = self.wake.notified(), if self.pace.is_idle() => self.pace.read_at(Instant::now()),
             () = tokio::time::sleep_until(due.into()) => {}
         }
     }
@@ -190,18 +186,10 @@ impl Stream {
         error.into()
     }
 
-    pub(super) fn back_off(&mut self) {
-        self.retry_at = Instant::now() + self.backoff;
-        self.backoff = (self.backoff * 2).min(BACKOFF.1);
-    }
-
     /// The connection is given up; a new one is made after a wait.
     pub(super) fn lose_database(&mut self, error: &StoreError) {
         self.reader = None;
-        self.back_off();
-        self.next_read = self.retry_at;
-        let reason = format!("the outbox cannot be read: {error}");
-        self.note_away(reason);
+        self.wait_out(format!("the outbox cannot be read: {error}"));
     }
 
     /// No client of Kafka's can be made, though one could at the start.
@@ -209,17 +197,12 @@ impl Stream {
         for ours in self.partitions.values_mut().filter(|ours| ours.state == State::Aligning) {
             ours.state = State::Unaligned { from: Instant::now() };
         }
-        self.back_off();
-        self.next_read = self.retry_at;
-        self.note_away(error.to_string());
+        self.wait_out(error.to_string());
     }
 
-    /// Why nothing goes on: one line of log where it begins, and where it changes.
-    fn note_away(&mut self, reason: String) {
-        if self.away.as_ref().is_none_or(|away| away.reason != reason) {
-            tracing::warn!(reason, "the relay waits; tried again for as long as it takes");
-        }
-        let since = self.away.as_ref().map_or_else(Instant::now, |away| away.since);
-        self.away = Some(Away { since, reason });
+    fn wait_out(&mut self, reason: String) {
+        self.spell.back_off();
+        self.pace.read_at(self.spell.retry_at());
+        self.spell.note(reason);
     }
 }

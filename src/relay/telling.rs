@@ -6,15 +6,15 @@
 use std::time::Duration;
 
 use super::partition::{Partition, State};
-use super::stream::Stream;
+use super::publishing_loop::PublishingLoop;
 use crate::health::PartitionState;
 
-impl Stream {
+impl PublishingLoop {
     /// Tells what changed since the last turn. What keeps everything waiting for longer than Kafka may be silent
     /// makes every partition stand that has no reason of its own.
     pub(super) fn tell(&mut self) {
         let patience = Duration::from_millis(self.settings.relay.silence_ms);
-        if let Some(away) = self.away.as_ref().filter(|away| away.since.elapsed() >= patience) {
+        if let Some(away) = self.spell.away().filter(|away| away.since.elapsed() >= patience) {
             for (key, ours) in self.partitions.iter_mut().filter(|(_, ours)| ours.alarm.is_none()) {
                 ours.told = Some(PartitionState::Standing);
                 self.told.standing(&ours.target.topic, key.partition, &away.reason, None);

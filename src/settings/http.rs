@@ -180,7 +180,7 @@ impl Default for HttpSettings {
             body_bytes_max: 256 * 1024,
             connections_max: 10_000,
             admin_connections_max: 256,
-            descriptors_reserved: 512,
+            descriptors_reserved: 768,
             head_timeout_ms: 10_000,
             idle_timeout_ms: 75_000,
             body_timeout_ms: 10_000,

@@ -22,6 +22,7 @@ pub use managers::{Manager, ManagerRow, ManagerView};
 pub use store::{ProjectionView, StoreView};
 
 use crate::health::PartitionState;
+use crate::kafka::Lane;
 use crate::kafka::topics::TopicNames;
 use crate::presence::Process;
 use crate::settings::Settings;
@@ -151,8 +152,6 @@ pub const UNKNOWN: &str = "unknown";
 pub const PAUSED: &str = "paused";
 /// Where commands wait that no lane had room for.
 const OVERFLOW: &str = "overflow";
-/// Lanes by falling priority, as [`TopicNames::lanes`] orders them.
-const LANES: [&str; 3] = ["priority", "normal", "bulk"];
 
 /// Asks, and judges. Answers whatever is away.
 pub async fn report(subject: &Subject) -> Report {
@@ -289,7 +288,7 @@ fn fill(row: &mut PartitionRow, subject: &Subject, store: Option<&StoreView>, cl
 }
 
 fn waiting(subject: &Subject, partitions: &[PartitionRow], cluster: &KafkaView) -> Vec<Waiting> {
-    let lanes = subject.contexts.iter().flat_map(|names| LANES.into_iter().zip(names.lanes()));
+    let lanes = subject.contexts.iter().flat_map(|names| Lane::ALL.map(Lane::name).into_iter().zip(names.lanes()));
     let lanes = lanes.map(|(lane, topic)| {
         let rows = || partitions.iter().filter(|row| row.loop_name == judge::PROCESSOR && row.topic == topic);
         let commands = rows().map(|row| row.waiting).sum();

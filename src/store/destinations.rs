@@ -57,9 +57,8 @@ pub async fn find(client: &Client, name: &str) -> Result<Destination, StoreError
         .query_opt("select id, partitions from throughline.topics where name = $1", &[&name])
         .await
         .map_err(StoreError::at("read a topic"))?;
-    row.map(|row| Destination { id: row.get(0), name: name.to_owned(), partitions: row.get(1) }).ok_or_else(|| {
-        StoreError::Schema(format!("topic {name} is not known to the database. Run `throughline db apply`."))
-    })
+    row.map(|row| Destination { id: row.get(0), name: name.to_owned(), partitions: row.get(1) })
+        .ok_or_else(|| StoreError::UnknownTopic(name.to_owned()))
 }
 
 /// Every destination, by id.

@@ -45,6 +45,9 @@ pub enum StoreError {
     /// The database's schema and this program do not fit.
     #[error("{0}")]
     Schema(String),
+    /// The context whose topic this is was never installed in this database.
+    #[error("topic {0} is not known to the database. Run `throughline db apply`.")]
+    UnknownTopic(String),
 }
 
 impl StoreError {
@@ -58,7 +61,7 @@ impl StoreError {
         match self {
             Self::Statement { source, .. } => blame(source),
             Self::Silent { .. } => Blame::Extent,
-            Self::Connect { .. } | Self::Settings(_) | Self::Schema(_) => Blame::World,
+            Self::Connect { .. } | Self::Settings(_) | Self::Schema(_) | Self::UnknownTopic(_) => Blame::World,
         }
     }
 

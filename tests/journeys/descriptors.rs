@@ -10,7 +10,7 @@ use crate::harness::{Harness, eventually};
 use crate::process::{Process, command};
 
 /// Files of a process that does with few.
-const FEW: usize = 512;
+const FEW: usize = 1_024;
 
 /// `throughline run ROLE…` under `ulimit`.
 fn limited(harness: &Harness, role: &str, ulimit: &str) -> Process {

@@ -175,7 +175,7 @@ fn family(pid: i32) -> Vec<i32> {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_neighbours_do_everything_is_decided_published_and_projected_once() {
     let day = Day::begin().await;
-    let roles = [&["processor", "api"][..], &["processor"], &["relay"], &["relay"], &["projections"]];
+    let roles = [&["processor", "api"][..], &["processor"], &["relay"], &["relay"], &["projections", "processes"]];
     let processes: Vec<Process> = roles.iter().map(|roles| day.run(roles)).collect();
     let pids: Vec<u32> = processes.iter().map(Process::id).collect();
     let load = Load::start(&day.harness);

@@ -84,13 +84,13 @@ async fn topic_with_fewer_replicas() {
         command.env("THROUGHLINE__TOPICS__REPLICATION", "2");
         command
     };
-    let found = ended(&mut asked(&["topics", "check"])).await;
+    let found = ended(&mut asked(&["topics", "check", "--context", "orders"])).await;
     assert_eq!(found.code, 3, "{}", found.stderr);
     for word in ["orders-events has 1 of 2 replicas on partition(s) 0, 1, 2, 3, 4, 5", "kafka-reassign-partitions"] {
         assert!(found.stderr.contains(word), "`{word}` is not in: {}", found.stderr);
     }
     assert_helpful(&ended(&mut asked(&["run", "relay"])).await, &["has 1 of 2 replicas", "topics.replication"]);
-    let as_made = ended(&mut command(&harness, &["topics", "check"])).await;
+    let as_made = ended(&mut command(&harness, &["topics", "check", "--context", "orders"])).await;
     assert_eq!(as_made.code, 0, "{}", as_made.stderr);
 }
 

@@ -59,7 +59,7 @@ async fn settled(client: &Client, sent: i64) {
                      cross join throughline.projections p
                      left join throughline.checkpoints k
                           on k.partition = c.partition and k.projection = p.name and k.generation = 'read'
-                     where coalesce(k.seq, 0) < c.last_seq";
+                     where p.name <> 'payments' and coalesce(k.seq, 0) < c.last_seq";
     eventually("everything is projected", || async { (number(client, unapplied).await == 0).then_some(()) }).await;
     for (what, query, expected) in [
         ("one outcome a command", "select count(*) from throughline.commands", sent),

@@ -13,6 +13,7 @@ REASONS = [
     "If-Match and expectedVersion name two versions",
     "atVersion and atTime exclude each other",
     "/orderId must be the order of the path",
+    "/paymentId must be that of the path",
     "was decided with another payload",
     "Consistency-Token holds what no write has answered",
     "cursor: must be the nextCursor of a page",

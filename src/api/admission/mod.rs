@@ -29,9 +29,9 @@ pub use queue::Depths;
 use queue::{Held, Part, Queue, Room, Spill};
 pub use sampler::{Sampler, SamplerError};
 
-use super::lane::Lane;
 use super::problem::{KAFKA_UNAVAILABLE, Problem, QUEUE_FULL, STARTING};
 use crate::engine::destination_partition;
+use crate::kafka::Lane;
 use crate::settings::{AdmissionPolicy, HttpSettings, Settings};
 
 /// The admission of one server.

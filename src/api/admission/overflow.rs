@@ -17,10 +17,10 @@ use rdkafka::producer::{BaseRecord, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
-use super::super::lane::Lane;
 use super::overflowed::{Acknowledgements, Counting, Overflowed, detach, is_refusal};
 use super::{Admission, unmovable};
 use crate::health::Heartbeat;
+use crate::kafka::Lane;
 use crate::kafka::client::Inquirer;
 use crate::kafka::topics::TopicNames;
 use crate::kafka::{KafkaError, Peek, TopicPartition, client};

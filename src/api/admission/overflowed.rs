@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 
-use super::super::lane::Lane;
+use crate::kafka::Lane;
 use crate::kafka::{Record, RecordHeaders, voice};
 
 /// Header of an overflowed record: the lane it is bound for.

@@ -11,10 +11,10 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer as _;
 use tokio_util::sync::CancellationToken;
 
-use super::super::lane::Lane;
 use super::Admission;
 use super::queue::{Found, Spill};
 use crate::health::{Heartbeat, Partitions, Told};
+use crate::kafka::Lane;
 use crate::kafka::client::{self, Inquirer};
 use crate::kafka::ends::Offsets;
 use crate::kafka::topics::TopicNames;

@@ -13,6 +13,9 @@ use crate::orders::domain::{Currency, Money, MoneyError};
 /// Longest token, reason and name of an authorisation, characters.
 const TEXT_MAX: usize = 1_000;
 
+/// Decimal text above zero that any currency can hold; how many decimals is for the currency to say.
+const AMOUNT: &str = r"^([1-9][0-9]{0,8}(\.[0-9]{1,4})?|0\.([1-9][0-9]{0,3}|0[1-9][0-9]{0,2}|00[1-9][0-9]?|000[1-9]))$";
+
 /// What may be asked of a payment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all_fields = "camelCase")]
@@ -52,10 +55,9 @@ pub struct Authorize {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct AuthorizeFields {
     order_id: Uuid,
-    /// Decimal text with at most the minor digits of the currency.
+    /// Decimal text with at most the minor digits of the currency; above zero.
+    #[schemars(regex(pattern = AMOUNT))]
     amount: String,
-    /// ISO 4217 code.
-    #[schemars(with = "String")]
     currency: Currency,
     #[schemars(length(min = 1, max = TEXT_MAX))]
     token: String,

@@ -1,7 +1,9 @@
 //! Currencies an order can be in: those of ISO 4217 that have minor units. Knows no amounts.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A currency of ISO 4217 with a defined number of minor digits (so no gold, no test codes).
@@ -17,6 +19,13 @@ impl Currency {
         let currency = iso_currency::Currency::from_code(code)?;
         // Four is the most that ISO 4217 knows, and what a unit price can resolve.
         currency.exponent().filter(|digits| *digits <= 4).map(|_| Self(currency))
+    }
+
+    /// The codes of all of them.
+    pub fn codes() -> impl Iterator<Item = &'static str> {
+        let letters = || b'A'..=b'Z';
+        let texts = letters().flat_map(move |a| letters().flat_map(move |b| letters().map(move |c| [a, b, c])));
+        texts.filter_map(|text| Self::from_code(std::str::from_utf8(&text).ok()?)).map(Self::code)
     }
 
     /// Alphabetic code, such as `USD`.
@@ -50,8 +59,22 @@ impl Serialize for Currency {
 
 impl<'de> Deserialize<'de> for Currency {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let code = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        let code = <Cow<'de, str>>::deserialize(deserializer)?;
         Self::from_code(&code).ok_or_else(|| serde::de::Error::custom(format_args!("unknown currency {code:?}")))
+    }
+}
+
+impl JsonSchema for Currency {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Currency".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> schemars::Schema {
+        json_schema!({"type": "string", "enum": Self::codes().collect::<Vec<_>>(), "description": "ISO 4217 code."})
     }
 }
 

@@ -1,4 +1,4 @@
-//! The three lanes of the commands, as a request names them.
+//! The three lanes of the commands: their order and their names, wherever lanes are told apart.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -13,19 +13,18 @@ use tokio_util::sync::CancellationToken;
 use super::RelayError;
 use super::align::Alignment;
 use super::lease::{LeaseTable, Leases, PartitionKey};
+use super::pace::Pace;
 use super::partition::{Alarm, Partition, State};
 use super::publisher::{Failure, Publisher};
 use super::reader::Reader;
+use super::spell::Spell;
 use super::telling::reason_and_cure;
 use crate::health::{Heartbeat, Partitions};
 use crate::settings::Settings;
 use crate::store::Extent;
 
-/// First and longest wait after a failure of the database or the producer.
-pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
 /// The loop's state.
-pub struct Stream {
+pub struct PublishingLoop {
     pub(super) settings: Arc<Settings>,
     pub(super) leases: Arc<Leases>,
     pub(super) table: watch::Receiver<Arc<LeaseTable>>,
@@ -39,36 +38,22 @@ pub struct Stream {
     pub(super) alignment: Alignment,
     /// Types to sources.
     pub(super) sources: HashMap<String, String>,
-    pub(super) next_read: Instant,
-    pub(super) poll: Duration,
-    /// The last look found nothing: a wake-up is followed at once, instead of after the linger.
-    pub(super) idle: bool,
-    pub(super) marked_at: Instant,
-    pub(super) retry_at: Instant,
-    pub(super) backoff: Duration,
+    pub(super) pace: Pace,
+    pub(super) spell: Spell,
     /// Rows of one partition in a page, at most: fewer while so many cannot be read in time.
     pub(super) extent: Extent,
-    /// Why nothing goes on.
-    pub(super) away: Option<Away>,
 }
 
-/// A spell in which nothing goes on.
-pub(super) struct Away {
-    pub since: Instant,
-    /// As it was told last.
-    pub reason: String,
-}
-
-impl Stream {
+impl PublishingLoop {
     pub fn new(
         settings: Arc<Settings>,
         leases: Arc<Leases>,
         wake: Arc<Notify>,
         (heartbeat, told): (Heartbeat, Partitions),
     ) -> Self {
-        let now = Instant::now();
         Self {
-            poll: Duration::from_millis(settings.relay.poll_min_ms.max(1)),
+            pace: Pace::new(&settings.relay),
+            spell: Spell::default(),
             extent: Extent::new(usize::try_from(settings.relay.batch_rows_max).unwrap_or(usize::MAX)),
             settings,
             table: leases.subscribe(),
@@ -82,12 +67,6 @@ impl Stream {
             publisher: None,
             alignment: Alignment::default(),
             sources: HashMap::new(),
-            next_read: now,
-            idle: true,
-            marked_at: now,
-            retry_at: now,
-            backoff: BACKOFF.0,
-            away: None,
         }
     }
 
@@ -105,7 +84,7 @@ impl Stream {
                 Err(RelayError::Kafka(error)) => self.lose_kafka(&error),
                 Err(error) => return Err(error),
             }
-            match &self.away {
+            match self.spell.away() {
                 None => self.heartbeat.ready(),
                 Some(away) => self.heartbeat.not_ready(away.reason.as_str()),
             }
@@ -125,13 +104,13 @@ impl Stream {
         } else if self.lease_left(1, 1).is_zero() && self.in_flight() > 0 {
             self.reset("the leases ran out before they could be renewed").await?;
         }
-        if Instant::now() < self.retry_at {
+        if self.spell.is_waiting() {
             return Ok(());
         }
         if self.reader.as_ref().is_none_or(Reader::is_closed) {
             let limit = self.leases.duration.min(self.settings.database.round_trip());
             self.reader = Some(Reader::connect(&self.settings.database, limit).await?);
-            if self.away.is_some() {
+            if self.spell.away().is_some() {
                 // What was not looked at meanwhile did not stand at Kafka.
                 self.partitions.values_mut().for_each(|ours| ours.hear(Instant::now()));
             }
@@ -143,9 +122,7 @@ impl Stream {
         self.measure();
         pumped?;
         self.hand_back();
-        if self.away.take().is_some() {
-            tracing::info!("the relay goes on");
-        }
+        self.spell.over();
         Ok(())
     }
 
@@ -211,7 +188,7 @@ impl Stream {
                 ours.sent = ours.acknowledged.seq();
             }
         }
-        self.back_off();
+        self.spell.back_off();
         if let Some(failure) = failure {
             self.blame(&failure);
         }
