@@ -198,28 +198,3 @@ async fn partitions_stand_while_the_outbox_is_not_there() {
     let hide = "alter table throughline.outbox rename to hidden";
     stands_while("relay_hidden", hide, "alter table throughline.hidden rename to outbox", "outbox").await;
 }
-
-/// Every row takes its time, so that a full page can never be read: it is asked for with fewer rows until it can.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_page_that_cannot_be_read_in_time_shrinks() {
-    let mut harness = Harness::new("relay_slow").await;
-    harness.settings.database.statement_timeout_ms = 500;
-    harness.settings.database.round_trip_timeout_ms = 1_600;
-    let mut client = harness.client().await;
-    let events = outbox::events(&client, &harness.names().events()).await;
-    client
-        .batch_execute(
-            "alter table throughline.outbox enable row level security;
-             create policy dawdles on throughline.outbox using (pg_sleep(0.01)::text = '')",
-        )
-        .await
-        .expect("a slow table");
-    outbox::append(&mut client, events.id, 0, 600).await;
-    let since = std::time::Instant::now();
-    let (running, token, _) = outbox::start(&harness.settings);
-    outbox::published(&client, &events, &[(0, 600)]).await;
-    eprintln!("600 rows that take 6 s at least were published within {:?}", since.elapsed());
-    outbox::stop(running, token).await;
-    let records = outbox::read_partition(&harness.settings, &events.name, 0);
-    assert_eq!(outbox::repetitions(&outbox::seqs(&records), 600), 0);
-}
