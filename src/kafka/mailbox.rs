@@ -249,3 +249,96 @@ impl Mailbox {
         state.bytes = state.records.iter().map(Record::weight).sum();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(partition: i32) -> TopicPartition {
+        TopicPartition { topic: "t".into(), partition }
+    }
+
+    fn record(partition: i32, offset: i64) -> Record {
+        Record::new(source(partition), offset, None, Some(vec![0; 1_000]))
+    }
+
+    fn claim(epoch: i64, next_offset: i64) -> Claim {
+        Claim { epoch, next_offset, seq: 0 }
+    }
+
+    /// What a worker is handed: partitions and offsets.
+    fn taken(mailbox: &Mailbox, records_max: usize, bytes_max: usize) -> Vec<(i32, i64)> {
+        let batch = mailbox.try_take(records_max, bytes_max).unwrap_or_default();
+        batch.records.iter().map(|record| (record.source.partition, record.offset)).collect()
+    }
+
+    #[test]
+    fn a_record_is_handed_out_only_under_a_claim_and_from_its_offset_on() {
+        let mailbox = Mailbox::new(100, usize::MAX);
+        mailbox.grant(source(0), claim(1, 5));
+        mailbox.push(vec![record(0, 4), record(1, 9), record(0, 5), record(0, 6)]);
+        assert_eq!(taken(&mailbox, 100, usize::MAX), [(0, 5), (0, 6)]);
+        mailbox.push(vec![record(0, 7)]);
+        assert!(!mailbox.revoke_epoch(&source(0), 2), "another's epoch");
+        assert!(mailbox.revoke_epoch(&source(0), 1));
+        mailbox.push(vec![record(0, 8)]);
+        assert_eq!(taken(&mailbox, 100, usize::MAX), []);
+        // What was fetched under the claim before is fetched again under the next.
+        mailbox.push(vec![record(0, 7)]);
+        mailbox.grant(source(0), claim(2, 7));
+        mailbox.push(vec![record(0, 7)]);
+        assert_eq!(taken(&mailbox, 100, usize::MAX), [(0, 7)]);
+    }
+
+    #[test]
+    fn a_claim_moves_only_under_its_own_epoch_and_past_what_is_no_record_only_as_it_was() {
+        let mailbox = Mailbox::new(100, usize::MAX);
+        mailbox.grant(source(0), claim(2, 5));
+        mailbox.advance(&source(0), &claim(1, 50));
+        assert_eq!(mailbox.claims()[&source(0)], claim(2, 5));
+        mailbox.pass(source(0), claim(2, 4), 9);
+        assert!(mailbox.take_passed().is_empty(), "it had moved on when that was found");
+        mailbox.pass(source(0), claim(2, 5), 9);
+        mailbox.advance(&source(0), &claim(2, 6));
+        assert!(mailbox.take_passed().is_empty(), "it has moved on since");
+        mailbox.pass(source(0), claim(2, 6), 9);
+        assert_eq!(mailbox.take_passed(), HashMap::from([(source(0), (claim(2, 6), 9))]));
+    }
+
+    #[test]
+    fn what_waits_and_what_is_taken_at_once_is_bounded_by_number_and_bytes() {
+        let mailbox = Mailbox::new(4, 10_000);
+        mailbox.grant(source(0), claim(1, 0));
+        mailbox.push((0..3).map(|offset| record(0, offset)).collect());
+        assert!(mailbox.wait_for_room(Duration::ZERO));
+        mailbox.push(vec![record(0, 3)]);
+        assert!(!mailbox.wait_for_room(Duration::ZERO), "as many as may wait");
+        assert_eq!(taken(&mailbox, 2, usize::MAX), [(0, 0), (0, 1)]);
+        assert_eq!(taken(&mailbox, 9, 1), [(0, 2)], "one at least");
+        assert!(mailbox.wait_for_room(Duration::ZERO));
+        mailbox.push(vec![Record::new(source(0), 4, None, Some(vec![0; 10_000]))]);
+        assert!(!mailbox.wait_for_room(Duration::ZERO), "as many bytes as may");
+        mailbox.revoke(&source(0));
+        assert!(mailbox.wait_for_room(Duration::ZERO), "what is dropped takes no room");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_record_hears_of_the_end() {
+        let mailbox = std::sync::Arc::new(Mailbox::new(4, 10_000));
+        mailbox.grant(source(0), claim(1, 0));
+        let waits = tokio::spawn({
+            let mailbox = mailbox.clone();
+            async move { (mailbox.take(9, 9).await.is_some(), mailbox.take(9, 9).await.is_some()) }
+        });
+        tokio::task::yield_now().await;
+        mailbox.push(vec![record(0, 0)]);
+        while !mailbox.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        mailbox.push(Vec::new());
+        mailbox.close();
+        mailbox.push(vec![record(0, 1)]);
+        let heard = tokio::time::timeout(Duration::from_secs(5), waits).await.expect("it is woken").unwrap();
+        assert_eq!(heard, (true, false));
+    }
+}

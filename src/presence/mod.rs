@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use read::{Process, Seen, processes};
-pub use stands::{Stand, of_projections};
+pub use stands::{Behind, Stand, of_projections};
 
 use crate::health::{Health, PartitionReport, Told};
 use crate::settings::Settings;

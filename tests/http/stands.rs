@@ -1,6 +1,8 @@
 //! Reads of a table that does not go on: what is not found there is not said to be absent, what is found is told to be
 //! old, other partitions and tables answer as ever, and all of it is over by itself.
 
+use std::cell::Cell;
+
 use serde_json::json;
 use throughline::engine::destination_partition;
 use uuid::Uuid;
@@ -145,5 +147,57 @@ async fn a_paused_table_names_the_word_that_resumes_it() {
     until(&server, "other tables go on", "/api/customers/customer-1", |answer| answer.body["orders"] == 2).await;
     client.execute(pause, &[&false]).await.expect("resumed");
     until(&server, "it is shown", &order_path(order), |answer| answer.status == 200).await;
+    server.stop().await;
+}
+
+/// What was committed while a partition stood is no less lacking once it goes on: absence counts when that is shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_goes_on_says_nothing_is_absent_until_it_has_made_good() {
+    let mut harness = Harness::bare("http_behind").await;
+    harness.settings.http.consistency_wait_ms = 300;
+    harness.settings.kafka.halt_retry_ms = 300;
+    harness.settings.projection.batch_events_max = 1;
+    harness.install().await;
+    let server = Server::whole(&harness).await;
+    let client = harness.client().await;
+    let (before, poisoned) = (order_in(2), order_in(2));
+    place(&server, before, "customer-1").await;
+    until(&server, "an order is shown", &order_path(before), |answer| answer.status == 200).await;
+    // From now on each row takes its time.
+    client
+        .batch_execute(
+            "alter table read.order_details add constraint refuses check (customer_id <> 'poison');
+             create function read.dawdle() returns trigger language plpgsql as
+                 $$ begin perform pg_sleep(1.2); return new; end $$;
+             create trigger dawdles before insert on read.order_details for each row execute function read.dawdle()",
+        )
+        .await
+        .expect("a constraint, and a slow table");
+    place(&server, poisoned, "poison").await;
+    until_stands(&server, &order_path(poisoned), "projection order-details stands at partition 2", "order-details")
+        .await;
+    let behind: Vec<Uuid> = std::iter::repeat_with(|| order_in(2)).take(8).collect();
+    for order in &behind {
+        place(&server, *order, "customer-2").await;
+    }
+    client.batch_execute("alter table read.order_details drop constraint refuses").await.expect("dropped");
+    until(&server, "it goes on", &order_path(poisoned), |answer| answer.status == 200).await;
+    let goes_on = Cell::new(0);
+    for order in &behind {
+        until(&server, "it is shown", &order_path(*order), |answer| {
+            assert_ne!(answer.status, 404, "after {} answers that it is behind: {answer:?}", goes_on.get());
+            let detail = if answer.status == 503 { answer.text("detail") } else { "" };
+            let is_told = detail.contains("it goes on, and") && detail.contains("it catches up");
+            goes_on.set(goes_on.get() + u32::from(is_told));
+            answer.status == 200
+        })
+        .await;
+    }
+    assert!(goes_on.get() > 0, "it told that it goes on");
+    until(&server, "absence counts again", &order_path(order_in(2)), |answer| answer.status == 404).await;
+    // What is decided from now on is no backlog of the stand: lag as ever is no stand.
+    let late = order_in(2);
+    place(&server, late, "customer-2").await;
+    server.read(&order_path(late)).await.is_problem(404, "NOT_FOUND");
     server.stop().await;
 }

@@ -1,9 +1,10 @@
-//! A process that may open few files: besieged on both ports it goes on, and its health is answered.
+//! A process that may open few files: besieged on both ports it goes on, and its health is answered; where it may open
+//! none at all, it waits without a storm, and goes on by itself.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 use crate::harness::{Harness, eventually};
@@ -63,9 +64,54 @@ async fn places_an_order(api: &str) {
     assert_eq!(placed.status(), 201, "{}", placed.text().await.unwrap_or_default());
 }
 
-async fn accept_errors(admin: &str) -> bool {
-    let metrics = client().get(format!("{admin}/metrics")).send().await.expect("an answer").text().await;
-    metrics.expect("a text").contains("throughline_http_accept_errors_total")
+/// Connections that the API could not accept so far, as the metrics tell.
+fn accept_errors(metrics: &str) -> u64 {
+    let name = "throughline_http_accept_errors_total{port=\"api\"} ";
+    let counted = metrics.lines().find_map(|line| line.strip_prefix(name));
+    counted.map_or(0, |count| count.parse().expect("a number"))
+}
+
+/// A probe that has one connection, and keeps it.
+struct Probe(BufReader<TcpStream>);
+
+impl Probe {
+    /// The status and the body of an answer.
+    async fn ask(&mut self, path: &str) -> (u16, String) {
+        let answered = async {
+            let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            self.0.write_all(head.as_bytes()).await.expect("sent");
+            let (mut line, mut length) = (String::new(), 0);
+            self.0.read_line(&mut line).await.expect("a status line");
+            let status =
+                line.split(' ').nth(1).unwrap_or_else(|| panic!("{path}: `{line}`")).parse().expect("a status");
+            while line != "\r\n" {
+                line.clear();
+                self.0.read_line(&mut line).await.expect("a header");
+                if let Some(value) = line.strip_prefix("content-length: ") {
+                    length = value.trim().parse().expect("a length");
+                }
+            }
+            let mut body = vec![0; length];
+            self.0.read_exact(&mut body).await.expect("a body");
+            (status, String::from_utf8(body).expect("text"))
+        };
+        tokio::time::timeout(Duration::from_secs(10), answered).await.expect("the probe is answered")
+    }
+}
+
+/// Sets how many files the process may open from now on; what is open stays.
+async fn allow(process: &Process, files: usize) {
+    let (pid, files) = (process.id().to_string(), format!("--nofile={files}:"));
+    let set = tokio::process::Command::new("prlimit").args(["--pid", &pid, &files]).status().await;
+    assert!(set.expect("prlimit of util-linux").success());
+}
+
+/// Processor time that the process has had, seconds.
+fn busy_seconds(process: &Process) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).expect("its times");
+    let fields = stat.rsplit(')').next().expect("fields").split_whitespace().skip(11).take(2);
+    // Linux counts hundredths for everybody.
+    fields.map(|ticks| ticks.parse::<f64>().expect("ticks")).sum::<f64>() / 100.0
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,7 +127,8 @@ async fn few_files_are_shared_so_that_health_is_answered_and_the_work_goes_on() 
         besiege(&process, &api, &admin, &mut held).await;
         assert!(open_files(&process) < FEW, "{} files are open", open_files(&process));
         places_an_order(&api).await;
-        assert!(!accept_errors(&admin).await, "what was shared out was there");
+        let metrics = client().get(format!("{admin}/metrics")).send().await.expect("an answer").text().await;
+        assert_eq!(accept_errors(&metrics.expect("a text")), 0, "what was shared out was there");
     }
     assert!(process.count("connections are open as may") <= 4, "one line a port and minute, not one a caller");
     drop(held);
@@ -97,5 +144,62 @@ async fn a_soft_limit_is_raised_to_the_hard_one() {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id())).expect("its limits");
     let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("the limit of files");
     assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["4096", "4096"], "{files}");
+    assert_eq!(process.terminate().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_file_is_left_nothing_spins_or_dies_and_callers_are_answered_once_there_is() {
+    let harness = Harness::new("no_descriptors").await;
+    let process = Process::run(&harness, &[]);
+    let (api, admin) = (process.http_url().await, process.admin_url().await);
+    ready(&admin).await;
+    let mut probe = Probe(BufReader::new(TcpStream::connect(address(&admin)).await.expect("connected")));
+    assert_eq!(accept_errors(&probe.ask("/metrics").await.1), 0);
+    // None, not even where one is closed.
+    allow(&process, 8).await;
+    let mut callers = Vec::new();
+    for _ in 0..40 {
+        // The kernel takes them; nobody of ours can.
+        let mut stream = TcpStream::connect(address(&api)).await.expect("connected");
+        stream.write_all(b"GET /api/orders HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
+        callers.push(stream);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (errors, busy, since) = (accept_errors(&probe.ask("/metrics").await.1), busy_seconds(&process), Instant::now());
+    while since.elapsed() < Duration::from_secs(8) {
+        assert_eq!(probe.ask("/livez").await.0, 200);
+        let (ready, why) = probe.ask("/readyz?verbose").await;
+        assert!([200, 503].contains(&ready), "{ready}: {why}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let tried = accept_errors(&probe.ask("/metrics").await.1) - errors;
+    let busy = busy_seconds(&process) - busy;
+    println!("{tried} tries to accept and {busy:.1} s of processor time within {:?}", since.elapsed());
+    assert!((1..400).contains(&tried), "tried on, without a storm: {tried}");
+    assert!(busy < 5.0, "{busy} s of processor time");
+    assert_eq!(process.count("could not be accepted"), 1, "told once");
+
+    allow(&process, 4_096).await;
+    let freed = Instant::now();
+    for stream in &mut callers {
+        let mut head = [0; 15];
+        tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut head))
+            .await
+            .expect("in time")
+            .expect("a head");
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+    }
+    drop(callers);
+    eventually("many callers at a time are answered", || async {
+        let calls = (0..20).map(|_| async {
+            client().get(format!("{api}/api/orders")).send().await.is_ok_and(|answer| answer.status() == 200)
+        });
+        futures_util::future::join_all(calls).await.into_iter().all(|answered| answered).then_some(())
+    })
+    .await;
+    println!("all callers were answered {:?} after files were free", freed.elapsed());
+    assert!(freed.elapsed() < Duration::from_secs(20), "after {:?}", freed.elapsed());
+    places_an_order(&api).await;
+    ready(&admin).await;
     assert_eq!(process.terminate().await, 0);
 }

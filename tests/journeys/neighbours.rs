@@ -125,7 +125,8 @@ impl Day {
         eventually("status is green", async || {
             let status = ended(&mut command(&self.harness, &["status", "--output", "json"])).await;
             if status.code != 0 {
-                eprintln!("not green yet: {}", status.stdout.chars().take(1_500).collect::<String>());
+                let said: Value = serde_json::from_str(&status.stdout).unwrap_or_default();
+                eprintln!("not green yet: {} {} {}", said["away"], said["problems"], status.stderr);
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
             (status.code == 0).then_some(())

@@ -284,3 +284,37 @@ async fn a_clock_that_leaps_makes_nobody_dead_for_longer_than_a_heartbeat() {
         assert!(leapt.elapsed() < Duration::from_secs(8), "{leap}: after {:?}", leapt.elapsed());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_is_not_granted_is_told_with_its_reason_until_it_is() {
+    let harness = Harness::new("status_pending").await;
+    let (holder, lane) = (harness.client().await, harness.names().lanes()[1].clone());
+    // Somebody holds the row that a claim of one partition has to change.
+    holder
+        .batch_execute(&format!(
+            "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
+             insert into throughline.offsets (partition, source_topic, group_id, next_offset)
+             values (3, '{lane}', '{group}', 0);
+             begin;
+             update throughline.offsets set next_offset = 0 where source_topic = '{lane}' and partition = 3",
+            group = harness.names().processor_group(1)
+        ))
+        .await
+        .expect("a lock");
+    let all = Process::run(&harness, &[]);
+    let waits = format!("processor waits for its claim of {lane}/3: ");
+    eventually(&waits, || async {
+        let (code, said) = status(&harness).await;
+        let problem = said["problems"].as_array().unwrap().iter().find(|one| text(one, "what").starts_with(&waits))?;
+        assert_eq!((code, &said["ok"]), (3, &false.into()), "{said}");
+        assert!(text(problem, "what").len() > waits.len() && text(problem, "cure").contains("it goes on by itself"));
+        let rows = said["partitions"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["topic"] == lane.as_str() && row["partition"] == 3).expect("its row");
+        assert_eq!(text(row, "state"), "pending", "{row}");
+        Some(())
+    })
+    .await;
+    holder.batch_execute("commit").await.expect("the lock is released");
+    until_ok(&harness).await;
+    assert_eq!(all.terminate().await, 0);
+}

@@ -26,9 +26,10 @@ use crate::settings::HttpSettings;
 
 /// A connection that was told to make room has gone within this; else the newcomer is refused.
 const ROOM_WAIT: Duration = Duration::from_millis(250);
-/// Once files have run out there are so many fewer connections than then, for so long.
+/// Once files have run out there are so many fewer connections than then, for so long. Who has no more than these
+/// did not use them up, and is not bounded for it.
 const SHRINK_BY: usize = 16;
-const FEWER_FOR: Duration = Duration::from_secs(60);
+const FEWER_FOR: Duration = Duration::from_secs(10);
 /// That a port is full, or that nothing can be accepted, is told this often, at most.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -180,8 +181,11 @@ impl Gate {
     }
 
     fn shrink(&self) {
-        let fewer = self.open.load(Ordering::Acquire).saturating_sub(SHRINK_BY).max(1);
-        *self.fewer.lock().unwrap_or_else(PoisonError::into_inner) = Some((fewer, Instant::now()));
+        let open = self.open.load(Ordering::Acquire);
+        if open > SHRINK_BY {
+            let fewer = (open - SHRINK_BY).max(SHRINK_BY);
+            *self.fewer.lock().unwrap_or_else(PoisonError::into_inner) = Some((fewer, Instant::now()));
+        }
         for _ in 0..SHRINK_BY {
             self.make_room();
         }
@@ -302,6 +306,11 @@ mod tests {
         assert_eq!(gone(), 2 * SHRINK_BY);
         drop(connections);
         assert!(api.admit().await.is_some());
+        // Files that others have used up.
+        let alone = gate(100);
+        alone.not_accepted(&std::io::Error::from_raw_os_error(Errno::EMFILE as i32));
+        let connections = futures_util::future::join_all((0..40).map(|_| alone.admit())).await;
+        assert!(connections.iter().all(Option::is_some));
     }
 
     #[tokio::test]
