@@ -99,7 +99,14 @@ impl Server {
         let health = Health::new(Duration::MAX);
         let settings = Arc::new(harness.settings.clone());
         let (names, refusals) = (harness.names(), orders::routes::REFUSALS);
-        let context = ContextApi { name: "orders", names, settings: settings.clone(), routes, refusals };
+        let context = ContextApi {
+            name: "orders",
+            stream_id_field: "orderId",
+            names,
+            settings: settings.clone(),
+            routes,
+            refusals,
+        };
         let served = Served { title: "bench", contexts: vec![context], others: Router::new() };
         let entrance = api::Entrance::open(&settings.http).await.expect("the port is free");
         tokio::spawn(api::run(served, entrance, health.clone(), CancellationToken::new()));

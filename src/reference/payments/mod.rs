@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use throughline::api::{Api, Kind, OpenApiRouter};
 use throughline::app::Context;
 use throughline::avro::{Published, Schemas, Upcasters};
-use throughline::plain::{Plain, PlainContext, Routes, StateTable};
+use throughline::plain::{HistoryTable, Plain, PlainContext, Routes, StateTable};
 
 use domain::{Payment, codes};
 
@@ -57,6 +57,7 @@ impl PlainContext for Payments {
 pub fn context() -> Context<PaymentsContext> {
     Context::of(Payments)
         .projection(StateTable::<Payments>::new("payments", 1))
+        .projection(HistoryTable::<Payments>::new("payment_history", 1))
         .routes(routes)
         .refusals(&REFUSALS)
         .beside(|settings, codec, health, shutdown| {
@@ -73,6 +74,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .command("/api/payments/{paymentId}/void", "VoidPayment")
         .command("/api/payments/{paymentId}/refund", "RefundPayment")
         .state("/api/payments/{paymentId}", "payments")
+        .history("/api/payments/{paymentId}", "payment_history")
         .done()
 }
 
