@@ -19,10 +19,11 @@ use utoipa::openapi::{Ref, RefOr, Required, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
+use super::Api;
 use super::answers::{decided, pending, status_shape};
 use super::extract::{Id, PathOf, QueryOf};
 use super::problem::{COMMAND_ID_AMBIGUOUS, INVALID_REQUEST, PROBLEM_JSON, Problem};
-use super::Api;
+use crate::engine::ids::parse_id;
 use crate::store::commands::Outcome;
 
 /// Streams that are listed where a command id means several.
@@ -64,7 +65,7 @@ pub(super) fn routes(contexts: &[Arc<Api>]) -> OpenApiRouter {
 async fn status(
     State(contexts): State<Arc<[Arc<Api>]>>,
     PathOf(Id(command_id)): PathOf<Id>,
-    QueryOf(query): QueryOf<Vec<(String, Id)>>,
+    QueryOf(query): QueryOf<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
     let fields = || contexts.iter().map(|api| api.stream_id_field);
     match query.as_slice() {
@@ -72,14 +73,16 @@ async fn status(
             Some((api, outcome)) => Ok(decided(&outcome, api.stream_id_field)),
             None => Ok(pending(command_id, None, fields())),
         },
-        [(field, Id(stream_id))] => {
+        [(field, text)] => {
             let Some(api) = contexts.iter().find(|api| api.stream_id_field == field) else {
                 let known = fields().collect::<Vec<_>>().join(", ");
                 return Err(Problem::new(INVALID_REQUEST, format!("query: {field} is no parameter; there is {known}")));
             };
-            match api.decided(command_id, *stream_id).await? {
+            let stream_id =
+                parse_id(text).map_err(|fault| Problem::new(INVALID_REQUEST, format!("query: {field}: {fault}")))?;
+            match api.decided(command_id, stream_id).await? {
                 Some(outcome) => Ok(decided(&outcome, api.stream_id_field)),
-                None => Ok(pending(command_id, Some(*stream_id), [api.stream_id_field])),
+                None => Ok(pending(command_id, Some(stream_id), [api.stream_id_field])),
             }
         }
         _ => Err(Problem::new(INVALID_REQUEST, "query: a command is of one stream, name one")),

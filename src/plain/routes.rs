@@ -124,9 +124,10 @@ impl<P: PlainContext> Routes<P> {
         let page = ResponseBuilder::new().description("A page: `items`, and `nextCursor`, null on the last one");
         let operation = operation.response("200", page.content("application/json", object()));
         let projection = projection_of(table);
-        let handler = async move |State(api): State<Arc<Api>>, headers: HeaderMap, QueryOf(query): QueryOf<ListQuery>| {
-            reads::list(&api, (table, projection), &headers, &query).await
-        };
+        let handler =
+            async move |State(api): State<Arc<Api>>, headers: HeaderMap, QueryOf(query): QueryOf<ListQuery>| {
+                reads::list(&api, (table, projection), &headers, &query).await
+            };
         self.route(path, HttpMethod::Get, operation, get(handler))
     }
 
@@ -182,8 +183,7 @@ fn read<P: PlainContext>(
     summary: &str,
     parameters: impl IntoIterator<Item = utoipa::openapi::path::Parameter>,
 ) -> OperationBuilder {
-    let operation =
-        operation(&format!("{}_{what}", P::NAME), summary).parameter(id_parameter(P::STREAM_ID_FIELD));
+    let operation = operation(&format!("{}_{what}", P::NAME), summary).parameter(id_parameter(P::STREAM_ID_FIELD));
     parameters.into_iter().fold(operation, OperationBuilder::parameter)
 }
 

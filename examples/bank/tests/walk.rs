@@ -218,7 +218,8 @@ async fn an_account_over_http() {
     assert_eq!(place, format!("/api/commands/{}?accountId={account}", held["commandId"].as_str().expect("an id")));
 
     let get = async |path: &str| {
-        let answer = http.get(format!("{base}{path}")).header("Consistency-Token", &token).send().await.expect("an answer");
+        let answer =
+            http.get(format!("{base}{path}")).header("Consistency-Token", &token).send().await.expect("an answer");
         let (status, etag) = (answer.status().as_u16(), answer.headers().get("etag").cloned());
         (status, etag, answer.json::<Value>().await.expect("JSON"))
     };
