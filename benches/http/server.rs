@@ -57,7 +57,7 @@ async fn answer_at_once(
         command_id: Uuid::now_v7(),
     };
     let mut command = parse_request(&body, context).map_err(|invalid| Problem::new(INVALID_COMMAND, invalid.reason))?;
-    command.meta.command_id = envelope.command_id(command.meta.stream_id);
+    envelope.complete(&mut command.meta, false)?;
     black_box(command_to_json(&command));
     let (order_id, command_id) = (command.meta.stream_id, command.meta.command_id);
     let body = Accepted { order_id, command_id, correlation_id: correlation::current() };
@@ -99,7 +99,14 @@ impl Server {
         let health = Health::new(Duration::MAX);
         let settings = Arc::new(harness.settings.clone());
         let (names, refusals) = (harness.names(), orders::routes::REFUSALS);
-        let context = ContextApi { name: "orders", names, settings: settings.clone(), routes, refusals };
+        let context = ContextApi {
+            name: "orders",
+            stream_id_field: "orderId",
+            names,
+            settings: settings.clone(),
+            routes,
+            refusals,
+        };
         let served = Served { title: "bench", contexts: vec![context], others: Router::new() };
         let entrance = api::Entrance::open(&settings.http).await.expect("the port is free");
         tokio::spawn(api::run(served, entrance, health.clone(), CancellationToken::new()));

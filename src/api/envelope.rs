@@ -14,6 +14,7 @@ use super::Api;
 use super::auth::Caller;
 use super::extract::{QueryOf, header};
 use super::problem::{INVALID_REQUEST, Problem};
+use crate::engine::CommandMeta;
 use crate::engine::ids::id_of_idempotency_key;
 use crate::kafka::Lane;
 use crate::kafka::headers::{TEXT_HEADER_BYTES_MAX, is_traceparent};
@@ -94,11 +95,33 @@ pub struct Envelope {
 impl Envelope {
     /// The command id that the key fixes for `stream_id`, else a new one. A key's scope is its
     /// caller and the stream that it addresses.
-    pub fn command_id(&self, stream_id: Uuid) -> Uuid {
+    fn command_id(&self, stream_id: Uuid) -> Uuid {
         match &self.key {
             Some(key) => id_of_idempotency_key(&self.caller.id, &format!("command/{stream_id}"), key),
             None => Uuid::now_v7(),
         }
+    }
+
+    /// Puts what the request says around its body into the command that its body is. `id_is_given` tells that the body
+    /// names the command's id; else the key fixes it, or it is new.
+    ///
+    /// # Errors
+    /// Both say the same thing, or two things.
+    pub fn complete(&self, meta: &mut CommandMeta, id_is_given: bool) -> Result<(), Problem> {
+        if id_is_given && self.key.is_some() {
+            let detail = "commandId and Idempotency-Key say the same: send one of them";
+            return Err(Problem::new(INVALID_REQUEST, detail));
+        }
+        if !id_is_given {
+            meta.command_id = self.command_id(meta.stream_id);
+        }
+        if let (Some(header), Some(field)) = (self.expected_version, meta.expected_version)
+            && header != field
+        {
+            return Err(Problem::new(INVALID_REQUEST, "If-Match and expectedVersion name two versions"));
+        }
+        meta.expected_version = self.expected_version.or(meta.expected_version);
+        Ok(())
     }
 
     /// The id of a new stream: fixed by the key, else a new one.

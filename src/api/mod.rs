@@ -1,21 +1,26 @@
 //! HTTP: commands in, queries out. The server, what every route shares, and the way of a command.
 //!
 //! Knows no bounded context: a context's routes plug in from `app` as an [`OpenApiRouter`] over
-//! [`Api`], and call [`Api::submit`] to hand a command over and [`Api::begin_read`] to read.
+//! [`Api`], and call [`Api::answer`] to hand a command over and [`Api::begin_read`] to read.
 //! Kafka's acknowledgement is the authority on accepted, PostgreSQL on decided and on what is read.
 
 pub mod admin;
 pub mod admission;
+mod answers;
 pub mod auth;
 mod browser;
+mod command_status;
 mod connections;
 mod consistency;
 pub mod correlation;
+pub mod cursor;
 mod descriptors;
 mod envelope;
 mod extract;
 mod families;
 mod handover;
+mod history;
+mod history_events;
 mod listen;
 mod openapi;
 mod outcomes;
@@ -31,10 +36,13 @@ use std::time::Duration;
 
 pub use admin::install_metrics;
 pub use admission::{Admission, Depths};
+pub use answers::put;
 pub use auth::{AuthError, Authenticator, Caller, Scope};
 pub use consistency::encode as consistency_token;
 pub use envelope::{CommandHeaders, CommandQuery, Envelope};
 pub use extract::{Id, JsonBody, PathOf, QueryOf};
+pub use history::{HistoryEvent, HistoryOf, HistoryQuery, is_of_our_era};
+pub use history_events::{ChangeEvent, FollowHeaders};
 pub use listen::Listener;
 pub use problem::{Kind, Problem, ProblemBody};
 pub use read::{AS_OF, AS_OF_POSITIONS, AsOf, CONSISTENCY, CONSISTENCY_TOKEN, Read, ReadHeaders};
@@ -52,6 +60,8 @@ pub struct Api {
     pub settings: Arc<Settings>,
     /// The context's topics.
     pub names: TopicNames,
+    /// What the context's JSON calls the id of a stream.
+    pub stream_id_field: &'static str,
     /// Read tables, outcomes and checkpoints, in the reader's role.
     pub database: Database,
     pub(crate) admission: Arc<Admission>,

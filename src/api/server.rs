@@ -25,7 +25,7 @@ use super::outcomes::Outcomes;
 use super::problem::{INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED, Problem, REQUEST_TIMEOUT};
 use super::rate_limit::RateLimiter;
 use super::stands::Stands;
-use super::{Api, Kind, browser, correlation, openapi};
+use super::{Api, Kind, browser, command_status, correlation, openapi};
 use crate::health::{Health, Heartbeat, Told};
 use crate::kafka::KafkaError;
 use crate::kafka::topics::TopicNames;
@@ -36,6 +36,8 @@ use crate::store::{Database, DatabaseRole, StoreError};
 pub struct ContextApi {
     /// Its name.
     pub name: &'static str,
+    /// What its JSON calls the id of a stream.
+    pub stream_id_field: &'static str,
     /// Its topics.
     pub names: TopicNames,
     /// With the number of partitions that the store has for the context.
@@ -126,14 +128,16 @@ async fn serve(
     // Also when this future is dropped: the drainer's thread hears of nothing else.
     let _end_of_helpers = helpers.clone().drop_guard();
     let mut tasks = Vec::new();
-    let (mut routes, mut refusals) = (OpenApiRouter::new(), Vec::new());
+    let (mut routes, mut refusals, mut apis) = (OpenApiRouter::new(), Vec::new(), Vec::new());
     let Some(http) = contexts.first().map(|context| context.settings.http.clone()) else { return Ok(()) };
     for (context, heartbeat) in contexts.into_iter().zip(heartbeats) {
         let api = Arc::new(api(&context, shutdown.clone())?);
         tasks.extend(help(context.name, &api, &health, heartbeat, &helpers)?);
-        routes = routes.merge(context.routes.with_state(api));
+        routes = routes.merge(context.routes.with_state(api.clone()));
         refusals.extend(context.refusals);
+        apis.push(api);
     }
+    routes = routes.merge(command_status::routes(&apis));
     let routes = openapi::with_documents(title, routes, refusals, authenticator.is_configured());
     let router = router(routes, others, &http, authenticator, listener.hosts.clone());
     let served = listener.serve(router, shutdown).await;
@@ -185,6 +189,7 @@ fn api(context: &ContextApi, shutdown: CancellationToken) -> Result<Api, ApiErro
         streams: Arc::new(Semaphore::new(http.event_streams_max)),
         settings: settings.clone(),
         names,
+        stream_id_field: context.stream_id_field,
         shutdown,
     })
 }

@@ -3,7 +3,6 @@
 //! There is one path: a call that waits for the outcome takes the same way as one that does not,
 //! and then waits. PostgreSQL's outcome row is the answer; nothing here guesses it.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,9 +10,7 @@ use uuid::Uuid;
 
 use super::envelope::Envelope;
 use super::handover::CommandRecord;
-use super::problem::{
-    COMMAND_FAILED, COMMAND_ID_AMBIGUOUS, COMMAND_ID_REUSED, Problem, RATE_LIMITED, VERSION_MISMATCH,
-};
+use super::problem::{COMMAND_FAILED, COMMAND_ID_REUSED, Problem, RATE_LIMITED, VERSION_MISMATCH};
 use super::{Api, correlation};
 use crate::engine::ids::correlation_id_of_command;
 use crate::engine::{Fingerprint, destination_partition, fingerprint};
@@ -33,9 +30,6 @@ pub struct Submission<'a> {
     /// How long to wait for the outcome; none = not at all.
     pub wait: Option<Duration>,
 }
-
-/// Streams that are listed where a command id means several.
-const CHOICES_MAX: usize = 100;
 
 /// What became of a submission.
 #[derive(Debug)]
@@ -104,26 +98,10 @@ impl Api {
         Ok(commands::of_stream(&client, &self.names.events(), partition, stream_id, command_id).await?)
     }
 
-    /// What became of a command id in whatever stream, if that is one answer. A record that told no stream answers
-    /// only where no stream does.
-    ///
-    /// # Errors
-    /// The id was used for several streams: the problem's choices are `{choice}` with the stream's id behind it.
-    pub async fn decided_somewhere(&self, command_id: Uuid, choice: &str) -> Result<Option<Outcome>, Problem> {
+    /// What became of a command id in whatever streams of the context, earliest first.
+    pub(super) async fn decided_anywhere(&self, command_id: Uuid) -> Result<Vec<Outcome>, Problem> {
         let client = self.database.client().await?;
-        let mut outcomes = commands::outcomes(&client, &self.names.events(), &[command_id]).await?;
-        let streams: BTreeSet<Uuid> = outcomes.iter().filter_map(Outcome::stream).collect();
-        if streams.len() <= 1 {
-            outcomes.sort_by_key(|outcome| outcome.stream().is_none());
-            return Ok(outcomes.into_iter().next());
-        }
-        let links = streams.iter().take(CHOICES_MAX).map(|stream_id| format!("{choice}{stream_id}")).collect();
-        let many = match streams.len() {
-            listed @ ..=CHOICES_MAX => listed.to_string(),
-            _ => format!("more than {CHOICES_MAX}"),
-        };
-        let detail = format!("command id {command_id} was used for {many} streams: name the one that is meant");
-        Err(Problem::new(COMMAND_ID_AMBIGUOUS, detail).with_command(command_id).with_choices(links))
+        Ok(commands::outcomes(&client, &self.names.events(), &[command_id]).await?)
     }
 }
 

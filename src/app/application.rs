@@ -111,6 +111,8 @@ impl App {
             check_name(context.name())?;
             take(format!("the name {}", context.name()), owner.clone())?;
             take(format!("the name space {}", context.namespace()), owner.clone())?;
+            // It tells the contexts apart where a command's state is asked for.
+            take(format!("the name {} for the ids of streams", context.stream_id_field()), owner.clone())?;
             for model in context.read_models() {
                 let by = format!("projection {} of {owner}", model.name);
                 take(format!("the role projection:{}", model.name), by.clone())?;
@@ -179,7 +181,7 @@ mod tests {
 
                 const NAME: &'static str = $name;
                 const NAMESPACE: &'static str = $namespace;
-                const STREAM_ID_FIELD: &'static str = "id";
+                const STREAM_ID_FIELD: &'static str = concat!($name, "Id");
                 const SCHEMAS: Schemas = Schemas { published: &[], upcasters: || Upcasters::new(&[]), lock: "" };
             }
         )*};

@@ -185,6 +185,7 @@ fn start_process(
 fn served(app: &App, sites: &[Site], settings: &Settings) -> anyhow::Result<api::Served> {
     let contexts = app.contexts().iter().zip(sites).map(|(context, site)| ContextApi {
         name: context.name(),
+        stream_id_field: context.stream_id_field(),
         names: context.names(&site.settings.topics),
         settings: site.settings.clone(),
         routes: context.routes(),

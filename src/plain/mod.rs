@@ -6,6 +6,8 @@
 
 mod codec;
 mod command;
+mod history_table;
+mod reads;
 mod routes;
 mod shapes;
 mod state_table;
@@ -16,10 +18,11 @@ use garde::Validate;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 pub use codec::{PlainCodec, PlainCodecError};
+pub use history_table::HistoryTable;
 pub use routes::Routes;
 pub use state_table::StateTable;
 
@@ -29,7 +32,7 @@ use crate::engine::{Aggregate, BoundedContext, Command, InvalidCommand};
 /// A context whose commands and events are enums with the default representation of serde.
 ///
 /// `garde` judges the bounds of a command's fields before anything is loaded; what the aggregate allows is its own
-/// business. Fields that no variant knows are refused where the enum says `#[serde(deny_unknown_fields)]`.
+/// business. `type` is the name of the variant wherever JSON is shown, so that no field is called that. Fields that no variant knows are refused where the enum says `#[serde(deny_unknown_fields)]`.
 pub trait PlainContext: Send + Sync + 'static {
     /// Its state and its rules.
     type Aggregate: Aggregate<
@@ -115,5 +118,40 @@ fn described<T: Serialize>(event: &T) -> Value {
         }
         Value::String(name) => json!({"type": name}),
         _ => Value::Null,
+    }
+}
+
+/// A described event back; none when it is none of these.
+fn undescribed<T: DeserializeOwned>(event: &Value) -> Option<T> {
+    let mut fields = event.as_object()?.clone();
+    let name = fields.remove("type")?;
+    let alone = fields.is_empty().then(|| name.clone());
+    let tagged = Value::from(Map::from_iter([(name.as_str()?.to_owned(), fields.into())]));
+    // A variant without braces is its name alone.
+    serde_json::from_value(tagged).ok().or_else(|| serde_json::from_value(alone?).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Event {
+        Opened { owner: String },
+        Closed {},
+        Burnt,
+    }
+
+    #[test]
+    fn what_is_described_is_read_back() {
+        for event in [Event::Opened { owner: "ann".into() }, Event::Closed {}, Event::Burnt] {
+            let shown = described(&event);
+            assert_eq!(undescribed::<Event>(&shown), Some(event), "{shown}");
+        }
+        for nonsense in [json!({}), json!({"type": "Lost"}), json!({"type": "Opened"}), json!(7), json!({"type": 7})] {
+            assert_eq!(undescribed::<Event>(&nonsense), None, "{nonsense}");
+        }
     }
 }

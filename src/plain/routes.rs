@@ -1,19 +1,15 @@
-//! The HTTP routes of a plain context: a line a command, and one for what its table says of a stream.
+//! The HTTP routes of a plain context: a line a command, and one for what a table says of its streams.
 //!
 //! A body is the command without what its route tells; it is read by the rules of the commands topic. How a command
 //! travels is the API's business, whether it is allowed the aggregate's.
 
-use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::Json;
 use axum::extract::{FromRequestParts, RawPathParams, State};
-use axum::http::header::{ETAG, LOCATION, RETRY_AFTER};
+use axum::http::HeaderMap;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use serde_json::{Map, Value, json};
 use utoipa::IntoParams;
@@ -24,14 +20,14 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema};
 use utoipa::openapi::{KnownFormat, RefOr, Required, ResponseBuilder, SchemaFormat, Type};
 use uuid::Uuid;
 
-use super::{Plain, PlainContext, shapes};
-use crate::api::problem::{INVALID_COMMAND, INVALID_JSON, INVALID_REQUEST};
+use super::reads::{self, ListQuery};
+use super::{Plain, PlainContext, history_table, shapes};
+use crate::api::problem::{INVALID_COMMAND, INVALID_JSON};
 use crate::api::{
-    Api, CONSISTENCY_TOKEN, CommandHeaders, CommandQuery, Envelope, Id, JsonBody, OpenApiRouter, PathOf, Problem,
-    QueryOf, ReadHeaders, Submission, Submitted, consistency_token,
+    Api, CommandHeaders, CommandQuery, Envelope, FollowHeaders, HistoryQuery, Id, JsonBody, OpenApiRouter, PathOf,
+    Problem, QueryOf, ReadHeaders, Submission,
 };
-use crate::engine::{Aggregate, BoundedContext, Position, destination_partition};
-use crate::store::commands::Outcome;
+use crate::engine::{Aggregate, BoundedContext};
 
 /// The routes of `P`, built line by line; [`Self::done`] is what [`crate::app::Context::routes`] takes.
 pub struct Routes<P> {
@@ -46,21 +42,9 @@ impl<P: PlainContext> Default for Routes<P> {
 }
 
 impl<P: PlainContext> Routes<P> {
-    /// `GET /api/NAME/commands/{commandId}` alone: what became of a command.
+    /// None yet.
     pub fn new() -> Self {
-        let routes = Self { router: OpenApiRouter::new(), context: PhantomData };
-        let path = format!("/api/{}/commands/{{commandId}}", P::NAME);
-        let mut operation =
-            operation(&format!("{}_command", P::NAME), "Whether a command is pending, accepted or refused.")
-                .parameter(id_parameter("commandId"));
-        operation = operation.parameter(
-            ParameterBuilder::from(id_parameter(P::STREAM_ID_FIELD))
-                .parameter_in(ParameterIn::Query)
-                .required(Required::False),
-        );
-        let operation = operation
-            .response("200", ResponseBuilder::new().description("Its state").content("application/json", object()));
-        routes.route(&path, HttpMethod::Get, operation, get(command_status::<P>))
+        Self { router: OpenApiRouter::new(), context: PhantomData }
     }
 
     /// `POST path` and `POST path/sync` take the command that the variant `name` is, as its fields. A path that ends in
@@ -122,18 +106,59 @@ impl<P: PlainContext> Routes<P> {
     /// `GET path` answers what the [`super::StateTable`] of this name holds of a stream; the path ends in its id.
     #[must_use]
     pub fn state(self, path: &'static str, table: &'static str) -> Self {
-        let mut operation = operation(&format!("{}_{table}", P::NAME), "Reads the state of a stream.")
-            .parameter(id_parameter(P::STREAM_ID_FIELD));
-        operation = ReadHeaders::into_params(|| None).into_iter().fold(operation, OperationBuilder::parameter);
-        let found = ResponseBuilder::new().description("Its state; `ETag` is its version");
-        operation = operation
-            .response("200", found.content("application/json", object()))
-            .response("404", ResponseBuilder::new().description("No such stream is visible (yet)"));
-        let projection: &'static str = Box::leak(table.replace('_', "-").into_boxed_str());
+        let operation = read::<P>(table, "Reads the state of a stream.", ReadHeaders::into_params(|| None));
+        let operation = answered(operation, "application/json", "Its state; `ETag` is its version");
+        let projection = projection_of(table);
         let handler = async move |State(api): State<Arc<Api>>, PathOf(Id(stream)): PathOf<Id>, headers: HeaderMap| {
-            state::<P>(&api, (table, projection), stream, &headers).await
+            reads::state(&api, (table, projection), stream, &headers).await
         };
         self.route(path, HttpMethod::Get, operation, get(handler))
+    }
+
+    /// `GET path` lists the streams of the [`super::StateTable`] of this name by their ids, in pages.
+    #[must_use]
+    pub fn list(self, path: &'static str, table: &'static str) -> Self {
+        let id = format!("{}_{table}_list", P::NAME);
+        let parameters = ListQuery::into_params(|| None).into_iter().chain(ReadHeaders::into_params(|| None));
+        let operation = parameters.fold(operation(&id, "Lists states."), OperationBuilder::parameter);
+        let page = ResponseBuilder::new().description("A page: `items`, and `nextCursor`, null on the last one");
+        let operation = operation.response("200", page.content("application/json", object()));
+        let projection = projection_of(table);
+        let handler =
+            async move |State(api): State<Arc<Api>>, headers: HeaderMap, QueryOf(query): QueryOf<ListQuery>| {
+                reads::list(&api, (table, projection), &headers, &query).await
+            };
+        self.route(path, HttpMethod::Get, operation, get(handler))
+    }
+
+    /// `GET path/history` answers what happened to a stream, or its state at `?atVersion=` or `?atTime=`, and
+    /// `GET path/events` follows it, both from the [`super::HistoryTable`] of this name; the path ends in its id.
+    #[must_use]
+    pub fn history(self, path: &'static str, table: &'static str) -> Self {
+        let of = history_table::history_of::<P>(table, projection_of(table));
+        let asked = HistoryQuery::into_params(|| None).into_iter().chain(ReadHeaders::into_params(|| None));
+        let told = "Reads what happened to a stream; with a moment, until then and the state that it made.";
+        let past = read::<P>(table, told, asked);
+        let past = answered(past, "application/json", "`events`, and `state` where a moment was asked for");
+        let tells = async move |State(api): State<Arc<Api>>,
+                                PathOf(Id(stream)): PathOf<Id>,
+                                headers: HeaderMap,
+                                QueryOf(query): QueryOf<HistoryQuery>| {
+            of.answer(&api, stream, &headers, &query).await
+        };
+        let asked = FollowHeaders::into_params(|| None).into_iter().chain(ReadHeaders::into_params(|| None));
+        let live = read::<P>(&format!("{table}_events"), "Follows a stream: what happened, then what happens.", asked);
+        let shown = "A server-sent event each: `id` is the version, `event` the type, `data` as in the history";
+        let live = answered(live, "text/event-stream", shown);
+        let follows = async move |State(api): State<Arc<Api>>, PathOf(Id(stream)): PathOf<Id>, headers: HeaderMap| {
+            of.follow(api, stream, &headers).await
+        };
+        self.route(&format!("{path}/history"), HttpMethod::Get, past, get(tells)).route(
+            &format!("{path}/events"),
+            HttpMethod::Get,
+            live,
+            get(follows),
+        )
     }
 
     /// The routes as an application takes them.
@@ -150,6 +175,27 @@ impl<P: PlainContext> Routes<P> {
 
 fn operation(id: &str, summary: &str) -> OperationBuilder {
     OperationBuilder::new().operation_id(Some(id)).tag(id.split('_').next().unwrap_or(id)).summary(Some(summary))
+}
+
+/// A read of one stream.
+fn read<P: PlainContext>(
+    what: &str,
+    summary: &str,
+    parameters: impl IntoIterator<Item = utoipa::openapi::path::Parameter>,
+) -> OperationBuilder {
+    let operation = operation(&format!("{}_{what}", P::NAME), summary).parameter(id_parameter(P::STREAM_ID_FIELD));
+    parameters.into_iter().fold(operation, OperationBuilder::parameter)
+}
+
+fn answered(operation: OperationBuilder, kind: &str, found: &str) -> OperationBuilder {
+    operation
+        .response("200", ResponseBuilder::new().description(found).content(kind, object()))
+        .response("404", ResponseBuilder::new().description("No such stream is visible (yet), or was then"))
+}
+
+/// What keeps a table of ours. Made once for the life of the program.
+fn projection_of(table: &str) -> &'static str {
+    Box::leak(table.replace('_', "-").into_boxed_str())
 }
 
 fn id_parameter(name: &str) -> utoipa::openapi::path::Parameter {
@@ -213,9 +259,6 @@ async fn send<P: PlainContext>(
         fields.insert(P::STREAM_ID_FIELD.into(), json!(id));
     }
     let id_is_given = is_given(&fields, "commandId");
-    if id_is_given && envelope.key.is_some() {
-        return Err(Problem::new(INVALID_REQUEST, "commandId and Idempotency-Key say the same: send one of them"));
-    }
     let text = Value::from(fields.clone()).to_string();
     let mut command = Plain::<P>::parse_command(text.as_bytes(), Uuid::now_v7())
         .map_err(|invalid| Problem::new(INVALID_COMMAND, invalid.reason))?;
@@ -226,20 +269,11 @@ async fn send<P: PlainContext>(
             format!("/{} must be that of the path, {stream}", P::STREAM_ID_FIELD),
         ));
     }
-    if !id_is_given {
-        meta.command_id = envelope.command_id(meta.stream_id);
-    }
-    match (envelope.expected_version, meta.expected_version) {
-        (Some(header), Some(field)) if header != field => {
-            return Err(Problem::new(INVALID_REQUEST, "If-Match and expectedVersion name two versions"));
-        }
-        (header, field) => meta.expected_version = header.or(field),
-    }
+    envelope.complete(meta, id_is_given)?;
     let (command_id, stream_id) = (meta.command_id, meta.stream_id);
     fields.insert("commandId".into(), json!(command_id));
     fields.insert(P::STREAM_ID_FIELD.into(), json!(stream_id));
     fields.insert("expectedVersion".into(), json!(meta.expected_version));
-    let default_wait = waits.then(|| api.sync_wait());
     let value = Value::from(fields).to_string();
     let submission = Submission {
         command_id,
@@ -247,105 +281,7 @@ async fn send<P: PlainContext>(
         value: value.as_bytes(),
         fingerprint: command.fingerprint::<Plain<P>>(),
         repeatable: id_is_given || envelope.key.is_some(),
-        wait: envelope.wait.or(default_wait).filter(|wait| *wait > Duration::ZERO),
+        wait: None,
     };
-    let submitted = api.submit(&envelope, submission).await?;
-    let collection = path.split("/{").next().unwrap_or(path);
-    let mut response = answer::<P>(collection, (command_id, stream_id), &submitted);
-    if let Some(wait) = envelope.wait {
-        put(&mut response, HeaderName::from_static("preference-applied"), &format!("wait={}", wait.as_secs()));
-    }
-    Ok(response)
-}
-
-fn answer<P: PlainContext>(collection: &str, (command_id, stream_id): (Uuid, Uuid), submitted: &Submitted) -> Response {
-    match submitted {
-        Submitted::Accepted { correlation_id } => {
-            let mut body = json!({"commandId": command_id, "correlationId": correlation_id, "status": "pending"});
-            body[P::STREAM_ID_FIELD] = json!(stream_id);
-            let mut response = (StatusCode::ACCEPTED, Json(body)).into_response();
-            let field = P::STREAM_ID_FIELD;
-            put(&mut response, LOCATION, &format!("/api/{}/commands/{command_id}?{field}={stream_id}", P::NAME));
-            response
-        }
-        Submitted::Decided(outcome) => {
-            let mut response = (StatusCode::CREATED, Json(outcome.to_json(P::STREAM_ID_FIELD))).into_response();
-            put(&mut response, LOCATION, &format!("{collection}/{stream_id}"));
-            put_version(&mut response, outcome);
-            response
-        }
-    }
-}
-
-async fn command_status<P: PlainContext>(
-    State(api): State<Arc<Api>>,
-    PathOf(Id(command_id)): PathOf<Id>,
-    QueryOf(query): QueryOf<HashMap<String, Id>>,
-) -> Result<Response, Problem> {
-    if let Some(unknown) = query.keys().find(|name| *name != P::STREAM_ID_FIELD) {
-        return Err(Problem::new(
-            INVALID_REQUEST,
-            format!("query: {unknown} is no parameter; {} is", P::STREAM_ID_FIELD),
-        ));
-    }
-    let stream = query.get(P::STREAM_ID_FIELD).map(|Id(stream)| *stream);
-    let choice = format!("/api/{}/commands/{command_id}?{}=", P::NAME, P::STREAM_ID_FIELD);
-    let outcome = match stream {
-        Some(stream) => api.decided(command_id, stream).await?,
-        None => api.decided_somewhere(command_id, &choice).await?,
-    };
-    let Some(outcome) = outcome else {
-        let mut body = json!({"commandId": command_id, "status": "pending"});
-        body[P::STREAM_ID_FIELD] = json!(stream);
-        let mut response = Json(body).into_response();
-        put(&mut response, RETRY_AFTER, "1");
-        return Ok(response);
-    };
-    let mut response = Json(outcome.to_json(P::STREAM_ID_FIELD)).into_response();
-    put_version(&mut response, &outcome);
-    Ok(response)
-}
-
-async fn state<P: PlainContext>(
-    api: &Api,
-    (table, projection): (&str, &'static str),
-    stream: Uuid,
-    headers: &HeaderMap,
-) -> Result<Response, Problem> {
-    let read = api.begin_read(headers, projection).await?;
-    let sql = format!("select version, state, updated_at from read.{table} where stream_id = $1");
-    let statement = read.client.prepare_cached(&sql).await?;
-    let partition = destination_partition(stream, api.settings.topics.event_partitions);
-    let row = async { read.client.query_opt(&statement, &[&stream]).await.map_err(Problem::from) };
-    let (as_of, row) = futures_util::try_join!(read.as_of(Some(partition)), row)?;
-    let mut response = match row {
-        None => read.missing(Some(partition), format!("nothing of {stream} is visible")).into_response(),
-        Some(row) => {
-            let (version, mut body): (i64, Value) = (row.get(0), row.get(1));
-            body[P::STREAM_ID_FIELD] = json!(stream);
-            body["version"] = json!(version);
-            body["updatedAt"] = json!(row.get::<_, jiff::Timestamp>(2));
-            let mut response = Json(body).into_response();
-            put(&mut response, ETAG, &format!("\"{version}\""));
-            response
-        }
-    };
-    read.stamp(&as_of, &mut response);
-    Ok(response)
-}
-
-fn put_version(response: &mut Response, outcome: &Outcome) {
-    if let Some(version) = outcome.version {
-        put(response, ETAG, &format!("\"{version}\""));
-    }
-    if let Some(seq) = outcome.seq {
-        let token = consistency_token(Position { partition: outcome.partition, seq });
-        put(response, CONSISTENCY_TOKEN, &token);
-    }
-}
-
-fn put(response: &mut Response, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        response.headers_mut().insert(name, value);
-    }
+    api.answer(&envelope, submission, (path.split("/{").next().unwrap_or(path), waits)).await
 }

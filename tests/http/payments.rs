@@ -78,10 +78,49 @@ async fn payments_have_routes_of_their_own_and_tell_what_is_wrong() {
         assert_eq!(done.status, 201, "{done:?}");
         until(&server, &path, status_is(status)).await;
     }
+    let history = until(&server, &format!("{path}/history?atVersion=2"), |told| told["state"].is_object()).await;
+    assert_eq!(history.body["state"]["requested"]["status"], "authorized", "{history:?}");
+    assert_eq!(history.body["events"][0]["type"], "PaymentRequested", "{history:?}");
     let nobody = server.send(&format!("{}/void/sync", payment_path(Uuid::new_v4())), &json!({})).await;
     assert_eq!((nobody.status, nobody.body["code"].as_str()), (409, Some("PAYMENT_NOT_FOUND")), "{nobody:?}");
     assert_eq!(server.read(&payment_path(Uuid::new_v4())).await.status, 404);
     let page = server.read("/problems/PAYMENT_NOT_VOIDABLE").await;
     assert_eq!(page.status, 200, "{page:?}");
+    server.stop().await;
+}
+
+/// One key, and so one command id and one stream id, in two contexts: each has its effect, and it is said which is meant.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_id_of_two_contexts_is_told_apart_by_the_name_of_the_stream() {
+    let (_harness, server) = shop("http_two_contexts").await;
+    let payment = json!({"orderId": Uuid::new_v4(), "amount": "1", "currency": "USD", "token": "tok_approve"});
+    let id = Uuid::new_v4();
+    let send = async |path: &str, mut body: Value, field: &str| {
+        body["commandId"] = json!(id);
+        let answer = server.send(path, &body).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        let place = format!("/api/commands/{id}?{field}={}", answer.text(field));
+        assert_eq!(answer.header("location"), place);
+        place
+    };
+    let unknown = server.read(&format!("/api/commands/{id}")).await;
+    assert_eq!((unknown.text("status"), unknown.header("retry-after")), ("pending", "1"), "{unknown:?}");
+    assert_eq!((&unknown.body["orderId"], &unknown.body["reason"]), (&Value::Null, &Value::Null));
+    let order = send("/api/orders", an_order(), "orderId").await;
+    until(&server, &format!("/api/commands/{id}"), |status| status["status"] == "accepted").await;
+    let payment = send("/api/payments", payment, "paymentId").await;
+    for place in [&order, &payment] {
+        until(&server, place, |status| status["status"] == "accepted").await;
+    }
+    let many = server.read(&format!("/api/commands/{id}")).await;
+    many.is_problem(409, "COMMAND_ID_AMBIGUOUS");
+    let mut places = [order.clone(), payment];
+    places.sort();
+    assert_eq!(many.body["choices"], json!(places));
+    let crossed = order.replace("orderId", "paymentId");
+    assert_eq!(server.read(&crossed).await.text("status"), "pending", "the id counts in the order");
+    for wrong in ["accountId=1", "orderId=7", &format!("orderId={id}&paymentId={id}"), &format!("accountId={id}")] {
+        server.read(&format!("/api/commands/{id}?{wrong}")).await.is_problem(400, "INVALID_REQUEST");
+    }
     server.stop().await;
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use throughline::App;
 use throughline::app::Context;
 use throughline::avro::{Published, Schemas, Upcasters};
-use throughline::plain::{PlainContext, Routes, StateTable};
+use throughline::plain::{HistoryTable, PlainContext, Routes, StateTable};
 
 /// The context of accounts.
 struct Bank;
@@ -30,13 +30,18 @@ impl PlainContext for Bank {
 }
 
 fn main() -> ExitCode {
-    let bank = Context::of(Bank).projection(StateTable::<Bank>::new("accounts", 1)).routes(|| {
-        Routes::<Bank>::new()
-            .command("/api/accounts", "Open")
-            .command("/api/accounts/{accountId}/deposits", "Deposit")
-            .command("/api/accounts/{accountId}/withdrawals", "Withdraw")
-            .state("/api/accounts/{accountId}", "accounts")
-            .done()
-    });
+    let bank = Context::of(Bank)
+        .projection(StateTable::<Bank>::new("accounts", 1))
+        .projection(HistoryTable::<Bank>::new("account_history", 1))
+        .routes(|| {
+            Routes::<Bank>::new()
+                .command("/api/accounts", "Open")
+                .command("/api/accounts/{accountId}/deposits", "Deposit")
+                .command("/api/accounts/{accountId}/withdrawals", "Withdraw")
+                .list("/api/accounts", "accounts")
+                .state("/api/accounts/{accountId}", "accounts")
+                .history("/api/accounts/{accountId}", "account_history")
+                .done()
+        });
     App::new("Acme").context(bank).main()
 }

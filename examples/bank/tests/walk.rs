@@ -211,9 +211,57 @@ async fn an_account_over_http() {
     let status_of: Value = http.get(format!("{base}{place}")).send().await.unwrap().json().await.unwrap();
     assert_eq!((&status_of["status"], &status_of["version"]), (&json!("accepted"), &json!(2)), "{status_of}");
     let token = headers["consistency-token"].to_str().expect("text").to_owned();
-    let read = http.get(format!("{base}/api/accounts/{account}")).header("Consistency-Token", token);
+    let read = http.get(format!("{base}/api/accounts/{account}")).header("Consistency-Token", &token);
     let read: Value = read.send().await.unwrap().json().await.unwrap();
     assert_eq!((&read["owner"], &read["cents"], &read["version"]), (&json!("ann"), &json!(701), &json!(3)), "{read}");
+
+    assert_eq!(place, format!("/api/commands/{}?accountId={account}", held["commandId"].as_str().expect("an id")));
+
+    let get = async |path: &str| {
+        let answer =
+            http.get(format!("{base}{path}")).header("Consistency-Token", &token).send().await.expect("an answer");
+        let (status, etag) = (answer.status().as_u16(), answer.headers().get("etag").cloned());
+        (status, etag, answer.json::<Value>().await.expect("JSON"))
+    };
+    let (status, etag, history) = get(&format!("/api/accounts/{account}/history")).await;
+    assert_eq!((status, etag), (200, Some("\"3\"".parse().unwrap())), "{history}");
+    let events = history["events"].as_array().expect("events");
+    let kinds: Vec<&Value> = events.iter().map(|event| &event["type"]).collect();
+    assert_eq!(kinds, ["Opened", "Deposited", "Deposited"]);
+    assert_eq!(events[1]["payload"], json!({"type": "Deposited", "cents": 700}));
+    let (_, _, then) = get(&format!("/api/accounts/{account}/history?atVersion=2")).await;
+    assert_eq!((&then["state"]["cents"], &then["state"]["version"]), (&json!(700), &json!(2)), "{then}");
+    let opened_at = events[0]["recordedAt"].as_str().expect("a time");
+    let (_, _, then) = get(&format!("/api/accounts/{account}/history?atTime={opened_at}")).await;
+    assert_eq!((&then["state"]["owner"], &then["state"]["version"]), (&json!("ann"), &json!(1)), "{then}");
+    for (query, expected) in [("atVersion=4", 404), ("atVersion=0", 400), ("atTime=2020-01-01T00:00:00Z", 404)] {
+        let (status, _, body) = get(&format!("/api/accounts/{account}/history?{query}")).await;
+        assert_eq!(status, expected, "{query}: {body}");
+    }
+    let follow = http.get(format!("{base}/api/accounts/{account}/events")).header("Last-Event-ID", "1");
+    let mut follow = follow.send().await.expect("an answer");
+    let mut seen = String::new();
+    while !seen.contains("id: 3") {
+        seen += std::str::from_utf8(&follow.chunk().await.expect("it goes on").expect("more")).expect("text");
+    }
+    assert!(seen.contains("event: Deposited") && !seen.contains("id: 1\n"), "{seen}");
+
+    let (_, _, other) = post("/api/accounts/sync", "open2", json!({"owner": "bob"})).await;
+    let page = async |cursor: &str| get(&format!("/api/accounts?limit=1{cursor}")).await.2;
+    let end = Instant::now() + PATIENCE;
+    let first = loop {
+        let first = page("").await;
+        if first["nextCursor"].is_string() {
+            break first;
+        }
+        assert!(Instant::now() < end, "{first} lacks {other}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let second = page(&format!("&cursor={}", first["nextCursor"].as_str().expect("a cursor"))).await;
+    let listed = [&first, &second].map(|page| page["items"][0]["accountId"].clone());
+    let mut both = [&opened, &other].map(|account| account["accountId"].clone());
+    both.sort_by_key(Value::to_string);
+    assert_eq!((listed, &second["nextCursor"]), (both, &Value::Null));
 
     let withdrawals = format!("/api/accounts/{account}/withdrawals/sync");
     let (status, _, refused) = post(&withdrawals, "out", json!({"cents": 800})).await;

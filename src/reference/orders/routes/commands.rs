@@ -1,26 +1,18 @@
 //! The command routes: body to command, command to Kafka, and the wait where one is asked for.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
 use uuid::Uuid;
 
-use super::answers::{CommandAccepted, CommandStatus, Target, respond};
+use super::answers::{CommandAccepted, CommandStatus};
 use super::command_bodies::{CancelOrderBody, PlaceOrderBody, RecordPaymentBody, ShipOrderBody};
 use crate::orders::{CommandKind, OrdersContext, RequestContext, command_to_json, parse_request};
-use throughline::api::problem::{INVALID_COMMAND, INVALID_JSON, INVALID_REQUEST};
+use throughline::api::problem::{INVALID_COMMAND, INVALID_JSON};
 use throughline::api::{
     Api, CommandHeaders, CommandQuery, Envelope, Id, JsonBody, PathOf, Problem, ProblemBody, Submission,
 };
-
-/// Whether a route waits when the caller names no wait.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wait {
-    OnRequest,
-    Always,
-}
 
 async fn send(
     api: &Api,
@@ -28,7 +20,7 @@ async fn send(
     kind: CommandKind,
     order_id: Option<Uuid>,
     body: &[u8],
-    wait: Wait,
+    waits: bool,
 ) -> Result<Response, Problem> {
     let made_id = Uuid::now_v7();
     let context = RequestContext {
@@ -39,38 +31,17 @@ async fn send(
     };
     let mut command = parse_request(body, context).map_err(|invalid| refuse_body(body, &invalid.reason))?;
     let given_id = command.meta.command_id != made_id;
-    if given_id && envelope.key.is_some() {
-        return Err(Problem::new(INVALID_REQUEST, "commandId and Idempotency-Key say the same: send one of them"));
-    }
-    if !given_id {
-        command.meta.command_id = envelope.command_id(command.meta.stream_id);
-    }
-    match (envelope.expected_version, command.meta.expected_version) {
-        (Some(header), Some(field)) if header != field => {
-            return Err(Problem::new(INVALID_REQUEST, "If-Match and expectedVersion name two versions"));
-        }
-        (Some(header), _) => command.meta.expected_version = Some(header),
-        (None, _) => {}
-    }
+    envelope.complete(&mut command.meta, given_id)?;
     let value = command_to_json(&command);
-    let default_wait = (wait == Wait::Always).then(|| api.sync_wait());
     let submission = Submission {
         command_id: command.meta.command_id,
         stream_id: command.meta.stream_id,
         value: &value,
         fingerprint: command.fingerprint::<OrdersContext>(),
         repeatable: given_id || envelope.key.is_some(),
-        wait: envelope.wait.or(default_wait).filter(|wait| *wait > Duration::ZERO),
+        wait: None,
     };
-    let submitted = api.submit(&envelope, submission).await?;
-    let applied = envelope.wait.map(|wait| wait.as_secs());
-    let target = Target {
-        order_id: command.meta.stream_id,
-        command_id: command.meta.command_id,
-        // A key's id is of this order alone; a caller may use its own for several.
-        id_is_shared: given_id,
-    };
-    Ok(respond(target, &submitted, applied))
+    api.answer(&envelope, submission, ("/api/orders", waits)).await
 }
 
 fn refuse_body(body: &[u8], reason: &str) -> Problem {
@@ -107,7 +78,7 @@ macro_rules! command_routes {
             JsonBody(body): JsonBody,
         ) -> Result<Response, Problem> {
             let order_id = None$(.or(Some($id)))?;
-            send(&api, envelope, CommandKind::$kind, order_id, &body, Wait::OnRequest).await
+            send(&api, envelope, CommandKind::$kind, order_id, &body, false).await
         }
 
         $(#[doc = $doc])*
@@ -133,7 +104,7 @@ macro_rules! command_routes {
             JsonBody(body): JsonBody,
         ) -> Result<Response, Problem> {
             let order_id = None$(.or(Some($id)))?;
-            send(&api, envelope, CommandKind::$kind, order_id, &body, Wait::Always).await
+            send(&api, envelope, CommandKind::$kind, order_id, &body, true).await
         }
     )*};
 }

@@ -14,10 +14,9 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::amount::amount_text;
-use super::cursor;
 use crate::orders::domain::Currency;
 use throughline::api::problem::INVALID_REQUEST;
-use throughline::api::{Api, Problem, QueryOf, ReadHeaders};
+use throughline::api::{Api, Problem, QueryOf, ReadHeaders, cursor};
 use throughline::engine::ids::{IdFault, parse_uuid};
 
 const PROJECTION: &str = "daily-sales";

@@ -6,13 +6,10 @@
 mod amount;
 pub(super) mod answers;
 pub(super) mod command_bodies;
-mod command_status;
 mod commands;
-mod cursor;
 mod customers;
 mod daily_sales;
 mod order_details;
-mod order_events;
 mod order_history;
 mod order_list;
 
@@ -34,17 +31,11 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(commands::ship_order_sync))
         .routes(routes!(commands::cancel_order))
         .routes(routes!(commands::cancel_order_sync))
-        .routes(routes!(command_status::command_status))
         .routes(routes!(order_details::order_details))
         .routes(routes!(order_history::order_history))
-        .routes(routes!(order_events::order_events))
+        .routes(routes!(order_history::order_events))
         .routes(routes!(customers::customer_summary))
         .routes(routes!(daily_sales::daily_sales))
-}
-
-/// Whether a time is of the years that PostgreSQL and people know alike: from the year 1 on.
-fn is_of_our_era(at: jiff::Timestamp) -> bool {
-    at.as_second() >= -62_135_596_800
 }
 
 macro_rules! refusals {

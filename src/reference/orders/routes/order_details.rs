@@ -15,8 +15,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::amount::{amount_text, price_text};
-use super::answers::put;
-use throughline::api::{Api, Id, PathOf, Problem, ProblemBody, ReadHeaders};
+use throughline::api::{Api, Id, PathOf, Problem, ProblemBody, ReadHeaders, put};
 use throughline::engine::destination_partition;
 
 const PROJECTION: &str = "order-details";

@@ -15,9 +15,8 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::amount::amount_text;
-use super::{cursor, is_of_our_era};
 use throughline::api::problem::INVALID_REQUEST;
-use throughline::api::{Api, Problem, QueryOf, ReadHeaders};
+use throughline::api::{Api, Problem, QueryOf, ReadHeaders, cursor, is_of_our_era};
 
 const PROJECTION: &str = "order-list";
 const LIMIT_DEFAULT: u32 = 50;
