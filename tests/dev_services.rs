@@ -2,6 +2,7 @@
 //! left running. Starts real services in directories of its own.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -363,4 +364,44 @@ fn the_compose_file_fits_its_published_schema_and_our_promises() {
             assert!(port.as_str().unwrap().starts_with("127.0.0.1:"), "{name}: {port}");
         }
     }
+}
+
+/// Services, roles and addresses by one word; Ctrl-C ends all of it.
+#[test]
+fn dev_alone_runs_everything_and_leaves_nothing() {
+    let checkout = Checkout::new("whole");
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut command = checkout.command(&[]);
+    command.env("HTTP_LISTEN", free()).env("ADMIN_LISTEN", free()).env("THROUGHLINE__HTTP__SHUTDOWN_NOTICE_MS", "0");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut addresses = BTreeMap::new();
+    loop {
+        let line = lines.next().expect("it says where it is before it ends").unwrap();
+        if line.starts_with("Ctrl-C") {
+            break;
+        }
+        let (name, address) = line.split_once("  ").expect("a name and an address");
+        addresses.insert(name.to_owned(), address.trim().to_owned());
+    }
+    let answers = |url: &str| {
+        let (host, path) = url.strip_prefix("http://").and_then(|rest| rest.split_once('/')).expect("a URL");
+        let mut stream = std::net::TcpStream::connect(host).unwrap();
+        write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        // A page may say where it is.
+        answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.1 303")
+    };
+    assert!(answers(&addresses["API page"]) && answers(&addresses["metrics"]), "{addresses:?}");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !answers(&addresses["readiness"]) {
+        assert!(Instant::now() < deadline, "it is not ready");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let told = Instant::now();
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(25), "it took {:?}", told.elapsed());
+    assert_eq!(checkout.status()["running"], false);
 }

@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use throughline::api;
-use throughline::app::dev::{CancelFlag, DevError, Report, Services};
+use throughline::app::dev::{self, CancelFlag, Report, Services};
 use throughline::app::{install, lifecycle::Lifecycle, roles, telemetry};
 use throughline::kafka::topics::TopicNames;
 use throughline::settings::{LoadedSettings, Settings};
@@ -68,10 +68,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let mut settings = LoadedSettings::load(None, &[])?.settings;
     telemetry::start(&settings.log, telemetry::QUIET);
     println!("Throughline: {} of the TPC-H order book, on a real Kafka and a real PostgreSQL", arguments.scale);
-    let services = services(&settings).await.context("cannot bring the services up")?;
+    let report: Report = Arc::new(|line| eprintln!("{line}"));
+    let services = Services::open_reporting(&settings, report, CancelFlag::default());
+    let services = services.await.context("cannot bring the services up")?;
     settings.kafka.brokers = services.kafka_brokers.clone();
     settings.database.url = services.database_url.as_str().into();
-    prefer_free_ports(&mut settings)?;
+    dev::prefer_free_ports(&mut settings).context("no free port")?;
 
     install::ready(&reference::app(), &settings).await?;
     let lifecycle = Lifecycle::with_signals()?;
@@ -99,28 +101,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     running.await??;
     drop(services);
     Ok(holds)
-}
-
-/// The configured services, or a pair of our own; what takes long is told.
-async fn services(settings: &Settings) -> Result<Services, DevError> {
-    match Services::configured(settings).await? {
-        Some(services) => Ok(services),
-        None => {
-            let report: Report = Arc::new(|line| eprintln!("{line}"));
-            Services::start_reporting(&settings.dev, report, CancelFlag::default()).await
-        }
-    }
-}
-
-/// The default ports if they are free, else whichever are.
-fn prefer_free_ports(settings: &mut Settings) -> anyhow::Result<()> {
-    for address in [&mut settings.http.listen, &mut settings.http.admin_listen] {
-        if std::net::TcpListener::bind(*address).is_err() {
-            let free = std::net::TcpListener::bind((address.ip(), 0)).context("no free port")?;
-            *address = free.local_addr()?;
-        }
-    }
-    Ok(())
 }
 
 async fn take_in(arguments: &Arguments, settings: &Settings) -> anyhow::Result<bool> {

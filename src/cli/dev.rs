@@ -8,15 +8,16 @@ use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{INTERRUPTED, WRONG_USAGE};
+use super::{INTERRUPTED, Program, WRONG_USAGE, dev_run};
 use crate::app::dev::{self, CancelFlag, Layout, Origin, Report, Services, State, detach, shell_word};
 use crate::settings::{DevRunner, DevSettings, Settings};
 
-/// Development services: a real Kafka and a real PostgreSQL.
+/// Services, all roles and the addresses to open, until Ctrl-C; or, with a word more, the services alone: a real Kafka
+/// and a real PostgreSQL.
 #[derive(Debug, Args)]
 pub struct DevArgs {
     #[command(subcommand)]
-    command: DevCommand,
+    command: Option<DevCommand>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -84,8 +85,10 @@ impl LogName {
 }
 
 /// Runs the subcommand. Exit codes: 0 done, 1 failed or nothing runs, 2 wrong usage, 130 interrupted.
-pub async fn run(args: DevArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
-    match args.command {
+pub async fn run(args: DevArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
+    let settings = program.settings;
+    let Some(command) = args.command else { return dev_run::run(program).await };
+    match command {
         DevCommand::Up { detach } => up(settings, detach).await,
         DevCommand::Env => env(settings),
         DevCommand::Status { output } => status(settings, output),

@@ -6,7 +6,8 @@
 mod command;
 mod config;
 mod db;
-pub mod dev;
+mod dev;
+mod dev_run;
 mod dlq;
 mod event_json;
 mod events;
@@ -72,7 +73,7 @@ enum CliCommand {
     Run(run::RunArgs),
     /// Who lives, who owns what, what waits, what stands and why; exit code 3 when a person is needed
     Status(status::StatusArgs),
-    /// Local Kafka and PostgreSQL for development and tests
+    /// Services, all roles and the addresses to open, until Ctrl-C; `dev up` and so on: the services alone
     Dev(dev::DevArgs),
     /// Create or check the topics
     Topics(topics::TopicsArgs),
@@ -151,7 +152,7 @@ async fn dispatch(
     match command {
         CliCommand::Run(args) => run::run(args, program).await,
         CliCommand::Status(args) => status::run(args, program).await,
-        CliCommand::Dev(args) => dev::run(args, settings).await,
+        CliCommand::Dev(args) => dev::run(args, program).await,
         CliCommand::Topics(args) => topics::run(args, program).await,
         CliCommand::Db(args) => db::run(args, program).await,
         CliCommand::Command(args) => command::run(args, program).await,

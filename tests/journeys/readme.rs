@@ -6,6 +6,7 @@ use tokio::process::Command;
 
 use crate::harness::{Harness, eventually};
 use crate::process::{Process, command};
+use crate::status::until_ok;
 
 /// The fenced `sh` block of the README that contains `marker`.
 fn block(marker: &str) -> String {
@@ -59,6 +60,8 @@ async fn the_three_uses_work_as_written() {
         harness.client().await.query_one("select count(*) from throughline.events", &[]).await.expect("events").get(0);
     assert_eq!(events, 1, "sent more than once, it happened once");
     let order = "export ORDER=7b0c3a52-11aa-4f0e-9d8e-0c6a4c5a3b01";
+    // Whoever looks in the first seconds is told, rightly, that some partitions are nobody's yet.
+    until_ok(&harness).await;
     let looked = run(&harness, &url, &format!("set -e\n{order}\n{}", block("throughline dlq list"))).await;
     for word in ["order-list", "OWNER", "OrderPlaced", "customer-42", "orders-commands-bulk"] {
         assert!(looked.contains(word), "`{word}` is not in: {looked}");

@@ -12,6 +12,7 @@ REASONS = [
     "commandId and Idempotency-Key say the same",
     "If-Match and expectedVersion name two versions",
     "atVersion and atTime exclude each other",
+    "a command is of one stream, name one",
     "/orderId must be the order of the path",
     "/paymentId must be that of the path",
     "was decided with another payload",

@@ -81,6 +81,14 @@ impl Services {
         }
     }
 
+    /// As [`Services::open`], telling `report` what it does; setting `cancel` ends a start.
+    pub async fn open_reporting(settings: &Settings, report: Report, cancel: CancelFlag) -> Result<Self, DevError> {
+        match Self::configured(settings).await? {
+            Some(services) => Ok(services),
+            None => Self::start_reporting(&settings.dev, report, cancel).await,
+        }
+    }
+
     /// As [`Services::start_or_find`], telling `report` what it does; setting `cancel` ends a start.
     pub async fn start_reporting(settings: &DevSettings, report: Report, cancel: CancelFlag) -> Result<Self, DevError> {
         let directory = Layout::of(settings)?.root;
@@ -242,6 +250,19 @@ impl Drop for Guard {
             tracing::error!(%error, "containers were left running");
         }
     }
+}
+
+/// Listens where the settings say if that is free, else at a port that is.
+///
+/// # Errors
+/// There is none.
+pub fn prefer_free_ports(settings: &mut Settings) -> std::io::Result<()> {
+    for address in [&mut settings.http.listen, &mut settings.http.admin_listen] {
+        if std::net::TcpListener::bind(*address).is_err() {
+            *address = std::net::TcpListener::bind((address.ip(), 0))?.local_addr()?;
+        }
+    }
+    Ok(())
 }
 
 /// Stops whatever runs in the directory, whoever owns it; true when something did.
