@@ -78,9 +78,8 @@ async fn payments_have_routes_of_their_own_and_tell_what_is_wrong() {
         assert_eq!(done.status, 201, "{done:?}");
         until(&server, &path, status_is(status)).await;
     }
-    let history = until(&server, &format!("{path}/history?atVersion=2"), |told| told["state"].is_object()).await;
-    assert_eq!(history.body["state"]["requested"]["status"], "authorized", "{history:?}");
-    assert_eq!(history.body["events"][0]["type"], "PaymentRequested", "{history:?}");
+    // Its rows would hold the tokens that pay.
+    assert_eq!(server.read(&format!("{path}/history")).await.status, 404);
     let nobody = server.send(&format!("{}/void/sync", payment_path(Uuid::new_v4())), &json!({})).await;
     assert_eq!((nobody.status, nobody.body["code"].as_str()), (409, Some("PAYMENT_NOT_FOUND")), "{nobody:?}");
     assert_eq!(server.read(&payment_path(Uuid::new_v4())).await.status, 404);
