@@ -121,7 +121,10 @@ async fn pages_hold_every_order_once() {
     assert_eq!(walk("&status=shipped").await.len(), 0);
     let cursor = first.text("nextCursor");
     server.read(&format!("/api/orders?status=paid&cursor={cursor}")).await.is_problem(400, "INVALID_REQUEST");
-    for bad in ["limit=0", "limit=501", "limit=x", "status=lost", "sort=total", "cursor=zz", "unknown=1"] {
+    let long = format!("customerId={}", "c".repeat(129));
+    for bad in
+        ["limit=0", "limit=501", "limit=x", "status=lost", "sort=total", "cursor=zz", "unknown=1", "customerId=", &long]
+    {
         server.read(&format!("/api/orders?{bad}")).await.is_problem(400, "INVALID_REQUEST");
     }
     server.stop().await;

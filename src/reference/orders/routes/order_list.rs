@@ -15,6 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::amount::amount_text;
+use crate::orders::command::MAX_CUSTOMER_ID;
 use throughline::api::problem::INVALID_REQUEST;
 use throughline::api::{Api, Problem, QueryOf, ReadHeaders, cursor, is_of_our_era};
 
@@ -124,6 +125,10 @@ pub async fn list_orders(
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(Problem::new(INVALID_REQUEST, format!("limit: must be 1 to {LIMIT_MAX}")));
+    }
+    if query.customer_id.as_ref().is_some_and(|id| !(1..=MAX_CUSTOMER_ID).contains(&id.chars().count())) {
+        let reason = format!("customerId: must be 1 to {MAX_CUSTOMER_ID} characters");
+        return Err(Problem::new(INVALID_REQUEST, reason));
     }
     let list = format!("{:?}/{:?}/{:?}", query.sort, query.status, query.customer_id);
     let after = query.cursor.as_deref().map(|text| read_cursor(&list, text)).transpose()?;
