@@ -144,13 +144,14 @@ async fn relays_that_are_paused_and_resumed_leave_no_hole() {
             .expect("leases");
         row.get(0)
     };
+    // Events and results of two contexts, six partitions each.
     for round in 0..6 {
         let pid = relays[round % 2].id().expect("it runs");
-        eventually("the relay has its share", || async { (owned(pid).await == 6).then_some(()) }).await;
+        eventually("the relay has its share", || async { (owned(pid).await == 12).then_some(()) }).await;
         let process = Pid::from_raw(i32::try_from(pid).expect("a pid"));
         signal::kill(process, Signal::SIGSTOP).expect("stop");
         let other = relays[(round + 1) % 2].id().expect("it runs");
-        eventually("the other takes over", || async { (owned(other).await == 12).then_some(()) }).await;
+        eventually("the other takes over", || async { (owned(other).await == 24).then_some(()) }).await;
         signal::kill(process, Signal::SIGCONT).expect("resume");
     }
     stop_load.cancel();
