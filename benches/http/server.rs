@@ -103,6 +103,7 @@ impl Server {
             name: "orders",
             stream_id_field: "orderId",
             names,
+            projections: Vec::new(),
             settings: settings.clone(),
             routes,
             refusals,

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::envelope::Envelope;
 use super::problem::Problem;
 use super::submission::{Submission, Submitted};
-use super::{Api, CONSISTENCY_TOKEN, consistency_token};
+use super::{Api, CONSISTENCY_TOKEN, consistency};
 use crate::engine::Position;
 use crate::store::commands::Outcome;
 
@@ -36,7 +36,7 @@ impl Api {
         let Submission { command_id, stream_id, repeatable, .. } = submission;
         let mut response = match self.submit(envelope, submission).await? {
             Submitted::Accepted { correlation_id } => {
-                let mut body = json!({"commandId": command_id, "correlationId": correlation_id});
+                let mut body = json!({"commandId": command_id, "correlationId": correlation_id, "status": "pending"});
                 body[self.stream_id_field] = json!(stream_id);
                 let mut response = (StatusCode::ACCEPTED, Json(body)).into_response();
                 // An id that the caller fixed, or its key did, may be that of a command elsewhere, too.
@@ -50,7 +50,7 @@ impl Api {
             Submitted::Decided(outcome) => {
                 let mut response = (StatusCode::CREATED, Json(outcome.to_json(self.stream_id_field))).into_response();
                 put(&mut response, LOCATION, &format!("{collection}/{stream_id}"));
-                put_version(&mut response, &outcome);
+                put_version(&mut response, &outcome, self.names.context());
                 response
             }
         };
@@ -67,9 +67,9 @@ impl Api {
 }
 
 /// What became of a command.
-pub(super) fn decided(outcome: &Outcome, stream_id_field: &str) -> Response {
-    let mut response = Json(outcome.to_json(stream_id_field)).into_response();
-    put_version(&mut response, outcome);
+pub(super) fn decided(api: &Api, outcome: &Outcome) -> Response {
+    let mut response = Json(outcome.to_json(api.stream_id_field)).into_response();
+    put_version(&mut response, outcome, api.names.context());
     response
 }
 
@@ -92,7 +92,7 @@ pub(super) fn pending<'a>(
 }
 
 /// The shape of what a status query answers.
-pub(super) fn status_shape<'a>(stream_id_fields: impl IntoIterator<Item = &'a str>) -> Value {
+pub fn status_shape<'a>(stream_id_fields: impl IntoIterator<Item = &'a str>) -> Value {
     let or_null = |kind: &str| json!({"type": [kind, "null"]});
     let mut shape = json!({
         "type": "object",
@@ -121,12 +121,12 @@ pub(super) fn status_shape<'a>(stream_id_fields: impl IntoIterator<Item = &'a st
 }
 
 /// `ETag` and `Consistency-Token` of a decided command.
-fn put_version(response: &mut Response, outcome: &Outcome) {
+fn put_version(response: &mut Response, outcome: &Outcome, context: &str) {
     if let Some(version) = outcome.version {
         put(response, ETAG, &format!("\"{version}\""));
     }
     if let Some(seq) = outcome.seq {
-        let token = consistency_token(Position { partition: outcome.partition, seq });
+        let token = consistency::encode(context, Position { partition: outcome.partition, seq });
         put(response, CONSISTENCY_TOKEN, &token);
     }
 }

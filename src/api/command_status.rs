@@ -70,7 +70,7 @@ async fn status(
     let fields = || contexts.iter().map(|api| api.stream_id_field);
     match query.as_slice() {
         [] => match somewhere(&contexts, command_id).await? {
-            Some((api, outcome)) => Ok(decided(&outcome, api.stream_id_field)),
+            Some((api, outcome)) => Ok(decided(api, &outcome)),
             None => Ok(pending(command_id, None, fields())),
         },
         [(field, text)] => {
@@ -81,7 +81,7 @@ async fn status(
             let stream_id =
                 parse_id(text).map_err(|fault| Problem::new(INVALID_REQUEST, format!("query: {field}: {fault}")))?;
             match api.decided(command_id, stream_id).await? {
-                Some(outcome) => Ok(decided(&outcome, api.stream_id_field)),
+                Some(outcome) => Ok(decided(api, &outcome)),
                 None => Ok(pending(command_id, Some(stream_id), [api.stream_id_field])),
             }
         }

@@ -21,23 +21,38 @@ use crate::store::{Database, StoreError};
 /// Tokens that one read may carry.
 const TOKENS_MAX: usize = 32;
 
-/// The opaque text of a position; [`decode`] reads it back.
-pub fn encode(position: Position) -> String {
-    let check = checksum(position);
+/// The opaque text of a position of a context's events; [`decode`] reads it back.
+pub fn encode(context: &str, position: Position) -> String {
+    let check = checksum(context, position);
     format!("{:x}-{:x}-{check:08x}", position.partition, position.seq)
 }
 
-/// The positions of a `Consistency-Token` header: one token, or several separated by commas.
-pub fn decode(header: &str, partitions: i32) -> Result<Vec<Position>, Problem> {
+/// The positions of `context` in a `Consistency-Token` header: one token, or several separated by commas. Those of
+/// the other contexts say nothing of what is read here: whoever keeps all its tokens may send them all.
+pub fn decode(
+    header: &str,
+    context: &str,
+    contexts: &[&'static str],
+    partitions: i32,
+) -> Result<Vec<Position>, Problem> {
     let invalid = || Problem::new(INVALID_CONSISTENCY_TOKEN, "Consistency-Token holds what no write has answered");
     let tokens: Vec<&str> = header.split(',').map(str::trim).collect();
     if tokens.len() > TOKENS_MAX {
         return Err(invalid());
     }
-    tokens.into_iter().map(|token| decode_one(token, partitions).ok_or_else(invalid)).collect()
+    let mut positions = Vec::new();
+    for token in tokens {
+        let of = |one: &str| decode_one(token, one, partitions);
+        match of(context) {
+            Some(position) => positions.push(position),
+            None if contexts.iter().any(|other| of(other).is_some()) => {}
+            None => return Err(invalid()),
+        }
+    }
+    Ok(positions)
 }
 
-fn decode_one(token: &str, partitions: i32) -> Option<Position> {
+fn decode_one(token: &str, context: &str, partitions: i32) -> Option<Position> {
     let mut parts = token.split('-');
     let (partition, seq, check) = (parts.next()?, parts.next()?, parts.next()?);
     let position =
@@ -45,14 +60,14 @@ fn decode_one(token: &str, partitions: i32) -> Option<Position> {
     let valid = parts.next().is_none()
         && (0..partitions).contains(&position.partition)
         && position.seq > 0
-        && u32::from_str_radix(check, 16).ok() == Some(checksum(position))
-        && encode(position) == token;
+        && u32::from_str_radix(check, 16).ok() == Some(checksum(context, position))
+        && encode(context, position) == token;
     valid.then_some(position)
 }
 
 /// FNV-1a: tells a mangled token, and keeps nobody from making one up, which would gain nothing.
-fn checksum(position: Position) -> u32 {
-    let bytes = position.partition.to_be_bytes().into_iter().chain(position.seq.to_be_bytes());
+fn checksum(context: &str, position: Position) -> u32 {
+    let bytes = context.bytes().chain(position.partition.to_be_bytes()).chain(position.seq.to_be_bytes());
     bytes.fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
@@ -90,6 +105,9 @@ impl Checkpoints {
 
     /// Waits until `projection` has passed all `positions`; whether it did within `wait`.
     pub async fn passed(&self, projection: &str, positions: &[Position], wait: Duration) -> bool {
+        if positions.is_empty() {
+            return true;
+        }
         // What was looked up before now does not count: an operator may have reset the projection.
         let mut looks = self.looks.subscribe();
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -171,25 +189,43 @@ mod tests {
 
     const P: fn(i32, i64) -> Position = |partition, seq| Position { partition, seq };
 
+    const ALL: [&str; 2] = ["bank", "shop"];
+
+    fn encoded(position: Position) -> String {
+        encode("bank", position)
+    }
+
+    fn decoded(header: &str, partitions: i32) -> Result<Vec<Position>, Problem> {
+        decode(header, "bank", &ALL, partitions)
+    }
+
     #[test]
     fn a_token_is_read_back_and_several_may_come_together() {
         let (one, two) = (P(0, 1), P(5, i64::MAX));
-        assert_eq!(decode(&encode(one), 6).unwrap(), [one]);
-        assert_eq!(decode(&format!("{}, {}", encode(one), encode(two)), 6).unwrap(), [one, two]);
+        assert_eq!(decoded(&encoded(one), 6).unwrap(), [one]);
+        assert_eq!(decoded(&format!("{}, {}", encoded(one), encoded(two)), 6).unwrap(), [one, two]);
+    }
+
+    #[test]
+    fn a_token_of_another_context_holds_no_read_up_and_one_of_none_is_refused() {
+        let both = format!("{},{}", encode("shop", P(1, 9_000)), encoded(P(1, 2)));
+        assert_eq!(decoded(&both, 6).unwrap(), [P(1, 2)]);
+        assert_eq!(decoded(&encode("shop", P(1, 9_000)), 6).unwrap(), []);
+        assert!(decoded(&encode("stock", P(1, 2)), 6).is_err());
     }
 
     #[test]
     fn what_no_write_has_answered_is_refused() {
-        let good = encode(P(3, 77));
+        let good = encoded(P(3, 77));
         let upper = good.to_uppercase();
         let many = vec![good.as_str(); TOKENS_MAX + 1].join(",");
-        let negative = encode(P(-1, 5));
+        let negative = encoded(P(-1, 5));
         for bad in ["", "x", "3-4d", "3-4d-00000000", &format!("{good}-1"), &format!("+{good}"), &many, &negative] {
-            assert!(decode(bad, 6).is_err(), "{bad}");
+            assert!(decoded(bad, 6).is_err(), "{bad}");
         }
-        assert!(upper == good || decode(&upper, 6).is_err());
-        assert!(decode(&good, 3).is_err(), "a partition that the topic does not have");
-        assert!(decode(&encode(P(0, 0)), 6).is_err());
+        assert!(upper == good || decoded(&upper, 6).is_err());
+        assert!(decoded(&good, 3).is_err(), "a partition that the topic does not have");
+        assert!(decoded(&encoded(P(0, 0)), 6).is_err());
     }
 
     #[tokio::test]

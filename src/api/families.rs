@@ -18,6 +18,10 @@ const COUNTERS: &[(&str, &str)] = &[
     ("throughline_http_rate_limited_total", "Requests beyond their caller's share"),
     ("throughline_http_requests_total", "Requests answered"),
     ("throughline_http_unauthenticated_total", "Requests of callers who are not known"),
+    (
+        "throughline_kafka_bootstraps_total",
+        "Clients that had forgotten every broker and were given the bootstrap servers again",
+    ),
     ("throughline_kafka_complaints_total", "Errors that Kafka's clients told, told in the log or not"),
     ("throughline_loop_restarts_total", "Loops that started over after an error or a panic, by loop"),
     ("throughline_maintenance_failures_total", "Turns of maintenance that failed"),

@@ -6,7 +6,7 @@
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
@@ -18,7 +18,7 @@ use super::admission::{LANE_HEADER, Permit, Way};
 use super::problem::{KAFKA_UNAVAILABLE, Problem};
 use crate::health::Told;
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, client, headers, voice};
+use crate::kafka::{KafkaError, Tended, client, headers, voice};
 use crate::settings::Settings;
 
 /// One command, ready for its topic.
@@ -52,7 +52,7 @@ pub struct Handover {
 }
 
 struct Producer {
-    client: ThreadedProducer<Deliveries>,
+    client: Tended<ThreadedProducer<Deliveries>>,
     made_at: Instant,
 }
 
@@ -101,9 +101,7 @@ impl ProducerContext for Deliveries {
 
 impl Producer {
     fn new(config: &ClientConfig) -> Result<Self, KafkaError> {
-        let client = ThreadedProducer::from_config_and_context(config, Deliveries)
-            .map_err(|error| KafkaError::Settings(error.to_string()))?;
-        Ok(Self { client, made_at: Instant::now() })
+        Ok(Self { client: Tended::producer(config, Deliveries)?, made_at: Instant::now() })
     }
 }
 

@@ -105,7 +105,7 @@ impl HistoryOf {
                 let mut body = json!({"events": events});
                 body[api.stream_id_field] = json!(stream_id);
                 if asked {
-                    body["state"] = (self.fold)(&events)?;
+                    body["state"] = as_fields((self.fold)(&events)?);
                     body["state"]["version"] = json!(last.version);
                     body["state"]["updatedAt"] = json!(last.recorded_at);
                 }
@@ -145,6 +145,15 @@ impl HistoryOf {
         let statement = read.client.prepare_cached(&sql).await?;
         let rows = read.client.query(&statement, &[&stream_id, &after, &at_version, &at_time, &most]).await?;
         Ok(rows.iter().map(event).collect())
+    }
+}
+
+/// A state to which fields can be added: one that is no object, such as the name of a variant, is under `state`.
+pub fn as_fields(state: Value) -> Value {
+    match state {
+        Value::Object(_) => state,
+        Value::Null => json!({}),
+        other => json!({"state": other}),
     }
 }
 

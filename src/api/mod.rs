@@ -36,12 +36,11 @@ use std::time::Duration;
 
 pub use admin::install_metrics;
 pub use admission::{Admission, Depths};
-pub use answers::put;
+pub use answers::{put, status_shape};
 pub use auth::{AuthError, Authenticator, Caller, Scope};
-pub use consistency::encode as consistency_token;
 pub use envelope::{CommandHeaders, CommandQuery, Envelope};
 pub use extract::{Id, JsonBody, PathOf, QueryOf};
-pub use history::{HistoryEvent, HistoryOf, HistoryQuery, is_of_our_era};
+pub use history::{HistoryEvent, HistoryOf, HistoryQuery, as_fields, is_of_our_era};
 pub use history_events::{ChangeEvent, FollowHeaders};
 pub use listen::Listener;
 pub use problem::{Kind, Problem, ProblemBody};
@@ -62,6 +61,8 @@ pub struct Api {
     pub names: TopicNames,
     /// What the context's JSON calls the id of a stream.
     pub stream_id_field: &'static str,
+    /// The names of all contexts that the server has.
+    contexts: Arc<[&'static str]>,
     /// Read tables, outcomes and checkpoints, in the reader's role.
     pub database: Database,
     pub(crate) admission: Arc<Admission>,
@@ -69,7 +70,7 @@ pub struct Api {
     outcomes: Arc<outcomes::Outcomes>,
     checkpoints: Arc<consistency::Checkpoints>,
     stands: Arc<stands::Stands>,
-    rates: rate_limit::RateLimiter,
+    rates: Arc<rate_limit::RateLimiter>,
     streams: Arc<tokio::sync::Semaphore>,
     shutdown: tokio_util::sync::CancellationToken,
 }

@@ -95,7 +95,8 @@ impl Outcomes {
         loop {
             heartbeat.beat();
             let asked = self.asked();
-            metrics::gauge!("throughline_http_sync_waiters").set(asked.partitions.len() as f64);
+            metrics::gauge!("throughline_http_sync_waiters", "topic" => events_topic.clone())
+                .set(asked.partitions.len() as f64);
             if asked.partitions.is_empty() {
                 pause = self.poll_min;
                 tokio::select! {

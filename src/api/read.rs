@@ -69,7 +69,12 @@ impl Api {
         let met = match header(headers, CONSISTENCY_TOKEN.as_str())? {
             None => None,
             Some(text) => {
-                let positions = consistency::decode(text, self.settings.topics.event_partitions)?;
+                let positions = consistency::decode(
+                    text,
+                    self.names.context(),
+                    &self.contexts,
+                    self.settings.topics.event_partitions,
+                )?;
                 Some(self.checkpoints.passed(projection, &positions, self.consistency_wait()).await)
             }
         };

@@ -40,6 +40,8 @@ pub struct ContextApi {
     pub stream_id_field: &'static str,
     /// Its topics.
     pub names: TopicNames,
+    /// Its projections.
+    pub projections: Vec<&'static str>,
     /// With the number of partitions that the store has for the context.
     pub settings: Arc<Settings>,
     /// Its routes, documented.
@@ -130,8 +132,13 @@ async fn serve(
     let mut tasks = Vec::new();
     let (mut routes, mut refusals, mut apis) = (OpenApiRouter::new(), Vec::new(), Vec::new());
     let Some(http) = contexts.first().map(|context| context.settings.http.clone()) else { return Ok(()) };
+    let shared = Shared {
+        contexts: contexts.iter().map(|context| context.name).collect(),
+        rates: Arc::new(RateLimiter::new(http.admission.caller_commands_per_second_max, http.admission.callers_max)),
+        streams: Arc::new(Semaphore::new(http.event_streams_max)),
+    };
     for (context, heartbeat) in contexts.into_iter().zip(heartbeats) {
-        let api = Arc::new(api(&context, shutdown.clone())?);
+        let api = Arc::new(api(&context, &shared, shutdown.clone())?);
         tasks.extend(help(context.name, &api, &health, heartbeat, &helpers)?);
         routes = routes.merge(context.routes.with_state(api.clone()));
         refusals.extend(context.refusals);
@@ -175,18 +182,25 @@ fn help(
     ])
 }
 
-fn api(context: &ContextApi, shutdown: CancellationToken) -> Result<Api, ApiError> {
+/// What all contexts of a server have together: a caller's rate and the open streams are bounded once.
+struct Shared {
+    contexts: Arc<[&'static str]>,
+    rates: Arc<RateLimiter>,
+    streams: Arc<Semaphore>,
+}
+
+fn api(context: &ContextApi, shared: &Shared, shutdown: CancellationToken) -> Result<Api, ApiError> {
     let (settings, names) = (&context.settings, context.names.clone());
-    let http = &settings.http;
     Ok(Api {
         handover: Handover::new(settings, &names)?,
         database: Database::new(&settings.database, &DatabaseRole::Reader)?,
         admission: Admission::new(settings),
         outcomes: Outcomes::new(settings),
         checkpoints: Checkpoints::new(settings),
-        stands: Stands::new(names.events()),
-        rates: RateLimiter::new(http.admission.caller_commands_per_second_max, http.admission.callers_max),
-        streams: Arc::new(Semaphore::new(http.event_streams_max)),
+        stands: Stands::new(names.events(), context.projections.clone()),
+        rates: shared.rates.clone(),
+        streams: shared.streams.clone(),
+        contexts: shared.contexts.clone(),
         settings: settings.clone(),
         names,
         stream_id_field: context.stream_id_field,

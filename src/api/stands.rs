@@ -39,14 +39,15 @@ struct Look {
 /// What the last look found.
 pub(super) struct Stands {
     topic: String,
+    projections: Vec<&'static str>,
     look: watch::Sender<Look>,
 }
 
 impl Stands {
-    /// Nothing is known yet. `topic` is the events topic.
-    pub(super) fn new(topic: String) -> Arc<Self> {
+    /// Nothing is known yet. `topic` is the events topic, `projections` are those that read it.
+    pub(super) fn new(topic: String, projections: Vec<&'static str>) -> Arc<Self> {
         let look = Look { at: Instant::now(), found: HashMap::new(), upto: None };
-        Arc::new(Self { topic, look: watch::Sender::new(look) })
+        Arc::new(Self { topic, projections, look: watch::Sender::new(look) })
     }
 
     /// What stands of `projection`; none where nothing does.
@@ -77,7 +78,7 @@ impl Stands {
     async fn look(&self, database: &Database) -> Result<(), StoreError> {
         let at = Instant::now();
         let client = database.client().await?;
-        self.keep(at, presence::of_projections(&**client, &self.topic).await?);
+        self.keep(at, presence::of_projections(&**client, &self.topic, &self.projections).await?);
         Ok(())
     }
 
@@ -120,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_a_look_found_counts_until_the_next_one_and_for_a_while() {
-        let stands = Stands::new("events".to_owned());
+        let stands = Stands::new("events".to_owned(), Vec::new());
         assert_eq!(stands.of("balances"), None);
         stands.keep(Instant::now(), behind(true, 9, 5));
         assert_eq!(stands.of("balances").map(|found| found[&2].clone()), Some(stand()));
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_stand_is_over_once_what_was_committed_until_it_went_on_is_shown() {
-        let stands = Stands::new("events".to_owned());
+        let stands = Stands::new("events".to_owned(), Vec::new());
         let counts_after = |stands_now, last_seq, seq| {
             stands.keep(Instant::now(), behind(stands_now, last_seq, seq));
             stands.of("balances").is_some()

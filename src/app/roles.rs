@@ -187,6 +187,7 @@ fn served(app: &App, sites: &[Site], settings: &Settings) -> anyhow::Result<api:
         name: context.name(),
         stream_id_field: context.stream_id_field(),
         names: context.names(&site.settings.topics),
+        projections: context.read_models().iter().map(|model| model.name).collect(),
         settings: site.settings.clone(),
         routes: context.routes(),
         refusals: context.refusals(),

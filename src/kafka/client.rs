@@ -6,6 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::KafkaError;
+use super::Tended;
 use super::voice::Quiet;
 use crate::settings::KafkaSettings;
 
@@ -96,7 +97,7 @@ const CONSUMER_ONLY: [&str; 7] = [
 ];
 
 /// A client for questions only: it joins no group.
-pub type Inquirer = BaseConsumer<Quiet>;
+pub type Inquirer = Tended<BaseConsumer<Quiet>>;
 
 /// A client that asks for offsets, metadata and single records.
 pub fn inquirer(settings: &KafkaSettings) -> Result<Inquirer, KafkaError> {
@@ -105,7 +106,7 @@ pub fn inquirer(settings: &KafkaSettings) -> Result<Inquirer, KafkaError> {
 
 /// As [`inquirer`], with options of its own.
 pub fn inquirer_of(config: &ClientConfig) -> Result<Inquirer, KafkaError> {
-    config.create_with_context(Quiet).map_err(|error| KafkaError::Settings(error.to_string()))
+    Tended::consumer(config, Quiet)
 }
 
 /// Asks for metadata: whether a broker answers at all.

@@ -17,6 +17,7 @@ use super::membership::{Client, Membership, Phase, Rebalancer, lock};
 pub use super::owner::{ClaimError, Committed, PartitionOwner};
 use super::poller::Poller;
 use super::record::{Record, TopicPartition};
+use super::tended::Tended;
 
 /// Leaving the group, once the workers are done, is waited for this long.
 const LEAVE_WAIT: Duration = Duration::from_secs(15);
@@ -31,10 +32,7 @@ impl Consumer {
     /// Subscribes and starts the thread.
     pub fn start(options: ConsumerOptions, owner: impl PartitionOwner) -> Result<Self, KafkaError> {
         let membership = Arc::new(Membership::new(&options, owner));
-        let consumer: Client = options
-            .config
-            .create_with_context(Rebalancer(membership.clone()))
-            .map_err(|error| KafkaError::Settings(error.to_string()))?;
+        let consumer: Client = Tended::consumer(&options.config, Rebalancer(membership.clone()))?;
         let topics: Vec<&str> = options.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(KafkaError::at("subscribe"))?;
         let consumer = Arc::new(consumer);

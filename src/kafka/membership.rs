@@ -14,6 +14,7 @@ use super::claims::Claims;
 use super::mailbox::{Claim, Mailbox};
 use super::owner::PartitionOwner;
 use super::record::TopicPartition;
+use super::tended::Tended;
 use crate::health::{Heartbeat, Partitions};
 
 /// What a consumer is made of.
@@ -64,7 +65,7 @@ pub(super) enum Phase {
 pub(super) struct Rebalancer(pub(super) Arc<Membership>);
 
 /// The client of a group.
-pub(super) type Client = BaseConsumer<Rebalancer>;
+pub(super) type Client = Tended<BaseConsumer<Rebalancer>>;
 
 /// Shared by the handle, the thread and the rebalance callbacks.
 pub(super) struct Membership {

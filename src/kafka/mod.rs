@@ -22,6 +22,7 @@ pub mod record;
 pub mod record_headers;
 pub mod shares;
 mod stalls;
+pub mod tended;
 pub mod topic_id;
 pub mod topics;
 pub mod voice;
@@ -33,6 +34,7 @@ pub use mailbox::{Batch, Claim, Mailbox};
 pub use peek::Peek;
 pub use record::{HeaderFault, Record, TopicPartition};
 pub use record_headers::RecordHeaders;
+pub use tended::Tended;
 
 /// A step against Kafka that failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,5 @@
-//! Whether Kafka answers this process: asked every second, on a client of its own, for all its loops.
+//! Whether Kafka answers this process: asked every second, on a client of its own, for all its loops. Tends their
+//! clients on the way.
 //!
 //! The loops' own clients try again in silence for as long as it takes, so none of them would tell. A broker that
 //! is frozen, or all that refuse, are noticed within seconds here; one of several is not: the others answer.
@@ -9,7 +10,7 @@ use std::time::Duration;
 use rdkafka::consumer::Consumer as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{KafkaError, client, voice};
+use super::{KafkaError, client, tended, voice};
 use crate::health::{Heartbeat, Told};
 use crate::settings::KafkaSettings;
 
@@ -30,6 +31,7 @@ pub async fn run(
 ) -> Result<(), KafkaError> {
     let kafka = Arc::new(client::inquirer(&settings)?);
     let told = Told::new("Kafka does not answer");
+    let tending = tokio::spawn(tended::run(settings.clone(), shutdown.clone()));
     loop {
         let (asked, name) = (kafka.clone(), topic.clone());
         let answer = tokio::task::spawn_blocking(move || asked.fetch_metadata(Some(&name), ANSWER_WAIT).map(drop));
@@ -47,6 +49,7 @@ pub async fn run(
             Err(error) => heartbeat.not_ready(format!("the look at Kafka ended badly: {error}")),
         }
         if shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
+            drop(tending.await);
             return Ok(());
         }
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::{Plain, PlainContext, described, undescribed};
+use super::{Plain, PlainContext, described, read_model, undescribed};
 use crate::api::{HistoryEvent, HistoryOf, Problem};
 use crate::engine::{Aggregate, Applied, BoundedContext, Projection, ProjectionError, ReadModel, Recorded, Rows};
 
@@ -22,11 +22,8 @@ type Event<P> = <<P as PlainContext>::Aggregate as Aggregate>::Event;
 
 impl<P: PlainContext> HistoryTable<P> {
     /// The table `name` (snake case), of this version: raise it when events are shown in another shape than before.
-    ///
-    /// Made once for the life of the program: its texts are kept for as long.
     pub fn new(name: &'static str, version: i32) -> Self {
-        let keep = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
-        let ddl = keep(format!(
+        let ddl = format!(
             "create table {name} (
                  stream_id      uuid not null,
                  version        bigint not null,
@@ -43,16 +40,8 @@ impl<P: PlainContext> HistoryTable<P> {
              );
              comment on table {name} is 'Every event of every stream, oldest version 1';
              comment on column {name}.payload is 'The event in its newest shape, as public JSON'"
-        ));
-        let model = ReadModel {
-            name: keep(name.replace('_', "-")),
-            version,
-            ddl,
-            indexes: &[],
-            tables: Box::leak(Box::new([name])),
-            views: &[],
-        };
-        Self { model, context: PhantomData }
+        );
+        Self { model: read_model(name, version, ddl), context: PhantomData }
     }
 }
 

@@ -27,12 +27,13 @@ pub use routes::Routes;
 pub use state_table::StateTable;
 
 use crate::avro::{SchemaIds, Schemas};
-use crate::engine::{Aggregate, BoundedContext, Command, InvalidCommand};
+use crate::engine::{Aggregate, BoundedContext, Command, InvalidCommand, ReadModel};
 
 /// A context whose commands and events are enums with the default representation of serde.
 ///
 /// `garde` judges the bounds of a command's fields before anything is loaded; what the aggregate allows is its own
-/// business. `type` is the name of the variant wherever JSON is shown, so that no field is called that. Fields that no variant knows are refused where the enum says `#[serde(deny_unknown_fields)]`.
+/// business. `type` is the name of the variant wherever JSON is shown, so that no field is called that. Fields that no
+/// variant knows are refused where the enum says `#[serde(deny_unknown_fields)]`.
 pub trait PlainContext: Send + Sync + 'static {
     /// Its state and its rules.
     type Aggregate: Aggregate<
@@ -105,6 +106,19 @@ impl<P: PlainContext> BoundedContext for Plain<P> {
 
     fn describe_event(event: &<P::Aggregate as Aggregate>::Event) -> Value {
         described(event)
+    }
+}
+
+/// The read model of one table of ours. Made once for the life of the program: its texts are kept for as long.
+fn read_model(table: &'static str, version: i32, ddl: String) -> ReadModel {
+    let keep = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
+    ReadModel {
+        name: keep(table.replace('_', "-")),
+        version,
+        ddl: keep(ddl),
+        indexes: &[],
+        tables: Box::leak(Box::new([table])),
+        views: &[],
     }
 }
 

@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use uuid::Uuid;
 
 use crate::api::problem::INVALID_REQUEST;
-use crate::api::{Api, Problem, cursor, put};
+use crate::api::{Api, Problem, as_fields, cursor, put};
 use crate::engine::destination_partition;
 
 const LIMIT_DEFAULT: u32 = 50;
@@ -94,7 +94,7 @@ fn read_cursor(table: &str, text: &str) -> Result<Uuid, Problem> {
 }
 
 fn shown(row: &Row, stream_id_field: &str) -> Value {
-    let mut body: Value = row.get(2);
+    let mut body = as_fields(row.get(2));
     body[stream_id_field] = json!(row.get::<_, Uuid>(0));
     body["version"] = json!(row.get::<_, i64>(1));
     body["updatedAt"] = json!(row.get::<_, jiff::Timestamp>(3));

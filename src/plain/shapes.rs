@@ -6,6 +6,8 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
+use crate::api::status_shape;
+
 /// The schema of the fields that one variant of an enum has, or none if no variant has that name.
 pub(super) fn of_variant<C: JsonSchema>(name: &str) -> Option<Value> {
     variants::<C>().into_iter().find(|(one, _)| one == name).map(|(_, fields)| fields)
@@ -66,28 +68,15 @@ pub(super) fn command(name: &str, stream_id_field: &str, mut fields: Value) -> V
     fields
 }
 
-/// What became of a command.
+/// What became of a command, as its topic tells it.
 pub(super) fn outcome(stream_id_field: &str) -> Value {
-    let or_null = |kind: &str| json!({"type": [kind, "null"]});
-    let mut outcome = json!({
-        "type": "object",
-        "properties": {
-            "commandId": id("The command"),
-            "status": {"type": "string", "enum": ["accepted", "refused"]},
-            "code": or_null("string"),
-            "reason": or_null("string"),
-            "version": or_null("integer"),
-            "position": {
-                "type": ["object", "null"],
-                "properties": {"partition": {"type": "integer"}, "seq": {"type": "integer"}},
-            },
-            "correlationId": {"type": "string"},
-            "decidedAt": {"type": "string", "format": "date-time"},
-        },
-        "required": ["commandId", stream_id_field, "status", "correlationId", "decidedAt"],
-    });
-    outcome["properties"][stream_id_field] =
-        json!({"type": ["string", "null"], "format": "uuid", "description": "Null where the record told none."});
+    let mut outcome = status_shape([stream_id_field]);
+    // What is on the topic is decided.
+    outcome["properties"]["status"]["enum"] = json!(["accepted", "refused"]);
+    for always in ["correlationId", "decidedAt"] {
+        outcome["properties"][always]["type"] = json!("string");
+    }
+    outcome["required"] = json!(["commandId", stream_id_field, "status", "correlationId", "decidedAt"]);
     outcome
 }
 

@@ -8,7 +8,7 @@ use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::PlainContext;
+use super::{PlainContext, read_model};
 use crate::engine::{Aggregate, Applied, Projection, ProjectionError, ReadModel, Recorded, Rows};
 
 /// A table of a context's states: `stream_id`, `version`, `state` (jsonb, as serde writes it) and when it changed.
@@ -28,11 +28,8 @@ struct Row {
 
 impl<P: PlainContext> StateTable<P> {
     /// The table `name` (snake case), of this version: raise it when the shape of the state changes.
-    ///
-    /// Made once for the life of the program: its texts are kept for as long.
     pub fn new(name: &'static str, version: i32) -> Self {
-        let keep = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
-        let ddl = keep(format!(
+        let ddl = format!(
             "create table {name} (
                  stream_id  uuid primary key,
                  partition  int not null,
@@ -41,16 +38,8 @@ impl<P: PlainContext> StateTable<P> {
                  updated_at timestamptz not null
              ) with (fillfactor = 85);
              comment on table {name} is 'One row a stream: the state that its events come to'"
-        ));
-        let model = ReadModel {
-            name: keep(name.replace('_', "-")),
-            version,
-            ddl,
-            indexes: &[],
-            tables: Box::leak(Box::new([name])),
-            views: &[],
-        };
-        Self { model, context: PhantomData }
+        );
+        Self { model: read_model(name, version, ddl), context: PhantomData }
     }
 
     async fn fold(&self, tx: &Transaction<'_>, batch: &[Recorded<Event<P>>]) -> Result<Vec<Row>, ProjectionError> {

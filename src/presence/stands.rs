@@ -37,7 +37,7 @@ pub struct Behind {
 
 /// What shows all that happened answers no row, so that this costs next to nothing while all is well: such a table
 /// answers for itself, whoever runs it. Who is not told of as standing stands if it is behind for a while.
-/// $1 the events topic, $2 seconds.
+/// $1 the events topic, $2 seconds, $3 the projections that read it.
 const STANDS: &str = "
     with told as (
         select distinct on (s.loop, s.partition) s.loop, s.partition, s.state, s.since, s.reason, s.cure
@@ -55,16 +55,20 @@ const STANDS: &str = "
     left join throughline.checkpoints c
          on c.projection = p.name and c.partition = k.partition and c.generation = 'read'
     left join told on told.loop = 'projection ' || p.name and told.partition = k.partition
-    where told.state = 'standing' or k.last_seq > coalesce(c.seq, 0)";
+    where p.name = any($3) and (told.state = 'standing' or k.last_seq > coalesce(c.seq, 0))";
 
-/// The partitions of all projections of `topic` that are behind or stand.
-pub async fn of_projections(client: &impl GenericClient, topic: &str) -> Result<Vec<Behind>, StoreError> {
+/// The partitions of the `projections`, which read `topic`, that are behind or stand.
+pub async fn of_projections(
+    client: &impl GenericClient,
+    topic: &str,
+    projections: &[&str],
+) -> Result<Vec<Behind>, StoreError> {
     let look = StoreError::at("look which partitions of projections stand");
     let statement = match client.prepare(STANDS).await {
         Ok(statement) => statement,
         Err(error) => return Err(look(error)),
     };
-    let rows = client.query(&statement, &[&topic, &LIVES_FOR.as_secs_f64()]).await.map_err(look)?;
+    let rows = client.query(&statement, &[&topic, &LIVES_FOR.as_secs_f64(), &projections]).await.map_err(look)?;
     let behind = |row| Behind { stand: stand(row), stands: row.get(7), last_seq: row.get(8), seq: row.get(9) };
     Ok(rows.iter().map(behind).collect())
 }

@@ -24,7 +24,8 @@ use super::{Managed, ProcessError};
 use crate::engine::ProcessManager;
 use crate::health::{Heartbeat, Told};
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, client, headers};
+use crate::kafka::voice::Quiet;
+use crate::kafka::{KafkaError, Tended, client, headers};
 use crate::store::{Line, StoreError, bounded};
 
 /// A sender that says nothing for so long is not the sender any more.
@@ -132,19 +133,17 @@ async fn session<P: ProcessManager>(
     }
 }
 
-fn produce(producer: &FutureProducer, one: &Outgoing) -> Result<DeliveryFuture, KafkaError> {
+fn produce(producer: &FutureProducer<Quiet>, one: &Outgoing) -> Result<DeliveryFuture, KafkaError> {
     crate::crash_point!("process.send.read");
     let record = FutureRecord::to(&one.topic).key(&one.key).payload(&one.value).headers(one.headers.clone());
     producer.send_result(record).map_err(|(error, _)| KafkaError::at("send a command")(error))
 }
 
 /// A producer whose records never expire.
-fn producer<P: ProcessManager>(managed: &Managed<P>) -> Result<FutureProducer, KafkaError> {
-    client::producer(&managed.settings.kafka, LINGER_MS)
-        .set("enable.gapless.guarantee", "true")
-        .set("message.timeout.ms", "0")
-        .create()
-        .map_err(|error| KafkaError::Settings(error.to_string()))
+fn producer<P: ProcessManager>(managed: &Managed<P>) -> Result<Tended<FutureProducer<Quiet>>, KafkaError> {
+    let mut config = client::producer(&managed.settings.kafka, LINGER_MS);
+    config.set("enable.gapless.guarantee", "true").set("message.timeout.ms", "0");
+    Tended::producer(&config, Quiet)
 }
 
 const LEASE: &str = "take the lease of a sender";

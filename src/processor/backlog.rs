@@ -12,6 +12,7 @@ use crate::store::{Database, StoreError};
 
 /// What is measured.
 pub(super) struct Backlog {
+    pub context: &'static str,
     pub kafka: Arc<Inquirer>,
     pub database: Database,
     /// Topic and consumer group of each lane.
@@ -21,7 +22,7 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// Sets `throughline_commands_waiting{lane}`. Where somebody is away it keeps what it said: loops tell that.
+    /// Sets `throughline_commands_waiting{lane,context}`. Where somebody is away it keeps what it said: loops tell that.
     pub async fn measure(&self) {
         if let Err(reason) = self.try_measure().await {
             tracing::debug!(reason, "cannot count the commands that wait");
@@ -46,7 +47,8 @@ impl Backlog {
                 (end - decided.get(&place).copied().unwrap_or(first).max(first)).max(0)
             };
             let waiting: i64 = end.iter().filter(|((of, _), _)| of == topic).map(waiting).sum();
-            metrics::gauge!("throughline_commands_waiting", "lane" => lane.name()).set(waiting as f64);
+            let labels = [("lane", lane.name()), ("context", self.context)];
+            metrics::gauge!("throughline_commands_waiting", &labels).set(waiting as f64);
         }
         Ok(())
     }

@@ -322,6 +322,7 @@ fn watch<C: BoundedContext>(
     let request_wait = Duration::from_millis(u64::from(settings.kafka.request_timeout_ms));
     Ok(Watch {
         backlog: Backlog {
+            context: C::NAME,
             kafka: kafka.clone(),
             database: database.clone(),
             lanes: names.lanes().into_iter().zip(scope.groups.iter().cloned()).collect(),

@@ -228,8 +228,9 @@ impl<C: BoundedContext> Worker<C> {
         }
         metrics::histogram!("throughline_processor_batch_commands").record(f64::from(count));
         metrics::histogram!("throughline_processor_batch_seconds").record(started.elapsed().as_secs_f64());
-        metrics::gauge!("throughline_aggregate_cache_bytes").set(self.states.bytes() as f64);
-        metrics::gauge!("throughline_processor_waiting_commands").set(self.lanes.waiting() as f64);
+        metrics::gauge!("throughline_aggregate_cache_bytes", "context" => C::NAME).set(self.states.bytes() as f64);
+        metrics::gauge!("throughline_processor_waiting_commands", "context" => C::NAME)
+            .set(self.lanes.waiting() as f64);
     }
 
     /// After a takeover, an idle partition's offset in Kafka would stay behind for ever.

@@ -119,7 +119,8 @@ impl<E: Send + Sync + 'static> Applier<E> {
             if fresh.is_empty() || self.shutdown.is_cancelled() {
                 return;
             }
-            match self.discarded_ahead(&fresh).await {
+            let heartbeat = self.heartbeat.clone();
+            match heartbeat.while_waiting("discarded events", self.discarded_ahead(&fresh)).await {
                 Ok(mut found) => {
                     self.parked_open = true;
                     for Checkpoint { partition, epoch, .. } in fresh {

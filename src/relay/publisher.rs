@@ -17,7 +17,7 @@ use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::Notify;
 
 use super::partition::Start;
-use crate::kafka::{KafkaError, TopicPartition, client, voice};
+use crate::kafka::{KafkaError, Tended, TopicPartition, client, voice};
 use crate::settings::KafkaSettings;
 
 /// Librdkafka's own wait for a batch. Batches are made by the reader; this only keeps the first
@@ -249,7 +249,7 @@ pub enum Handed {
 /// One generation of the producer. Dropping it drops what it still holds, and blocks for up to half
 /// a second: drop it where blocking is allowed.
 pub struct Publisher {
-    producer: ThreadedProducer<Deliveries>,
+    producer: Tended<ThreadedProducer<Deliveries>>,
 }
 
 impl Publisher {
@@ -265,10 +265,7 @@ impl Publisher {
             latency: metrics::histogram!("throughline_relay_publish_seconds"),
             published: metrics::counter!("throughline_relay_published_total"),
         };
-        let producer = config(settings)
-            .create_with_context(deliveries)
-            .map_err(|error| KafkaError::Settings(format!("the relay's producer: {error}")))?;
-        Ok(Self { producer })
+        Ok(Self { producer: Tended::producer(&config(settings), deliveries)? })
     }
 
     /// Hands one record over; its bytes are copied.

@@ -195,10 +195,8 @@ async fn who_is_being_answered_is_not_sent_away() {
     // Waits for an outcome that nobody decides, longer than an idle connection may last.
     let request = server.post("/api/orders", &an_order()).header("Prefer", "wait=6");
     let waiting = tokio::spawn(async move { Answer::of(request.send().await.expect("an answer")).await });
-    eventually("the command is on its way", || async {
-        (metric(&server, "throughline_http_sync_waiters").await > 0.0).then_some(())
-    })
-    .await;
+    let waiters = format!("throughline_http_sync_waiters{{topic=\"{}\"}}", harness.names().events());
+    eventually("the command is on its way", || async { (metric(&server, &waiters).await > 0.0).then_some(()) }).await;
     let held = open_many(address(&server.base), b"GET /").await;
     assert_eq!(waiting.await.unwrap().status, 202);
     drop(held);

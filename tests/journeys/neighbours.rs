@@ -13,9 +13,11 @@ use nix::unistd::Pid;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use serde_json::{Value, json};
 use throughline::app::dev::{Layout, PostgresStop, Services};
-use throughline::kafka::{Peek, Record, TopicPartition, client, headers};
+use throughline::kafka::voice::Quiet;
+use throughline::kafka::{Peek, Record, Tended, TopicPartition, client, headers, tended};
 use throughline::settings::{DevRunner, DevSettings, Settings};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::harness::{Harness, eventually, odd, scale};
@@ -41,10 +43,14 @@ struct Load {
 impl Load {
     fn start(harness: &Harness) -> Self {
         let (sent, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let producer: FutureProducer = client::producer(&harness.settings.kafka, 5).create().expect("a producer");
+        let config = client::producer(&harness.settings.kafka, 5);
+        let producer: Tended<FutureProducer<Quiet>> = Tended::producer(&config, Quiet).expect("a producer");
+        let kafka = harness.settings.kafka.clone();
         let (topic, orders, stopped) = (harness.names().commands(), sent.clone(), stop.clone());
         let sending = tokio::spawn(async move {
             let mut deliveries = tokio::task::JoinSet::new();
+            // Nobody restarts this client either.
+            let tending = tokio::spawn(tended::run(kafka, CancellationToken::new()));
             while !stopped.load(Ordering::Relaxed) {
                 let order = Uuid::now_v7();
                 for (number, command) in life_of(order).into_iter().enumerate() {
@@ -62,6 +68,7 @@ impl Load {
             while let Some(delivered) = deliveries.join_next().await {
                 delivered.expect("a delivery").expect("acknowledged");
             }
+            tending.abort();
         });
         Self { sent, stop, sending }
     }

@@ -248,7 +248,8 @@ async fn what_stands_is_told_with_reason_and_cure_and_takes_nobody_out() {
         "throughline_partitions{loop=\"relay\",state=\"standing\"} 1",
         "throughline_build_info{version=",
         "# HELP throughline_partitions_standing ",
-        "throughline_commands_waiting{lane=\"normal\"}",
+        "throughline_commands_waiting{lane=\"normal\",context=\"orders\"}",
+        "throughline_commands_waiting{lane=\"normal\",context=\"payments\"}",
         "throughline_dead_letters{status=\"parked\"} ",
     ] {
         assert!(metrics.contains(line), "{line} is not in:\n{metrics}");

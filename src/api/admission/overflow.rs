@@ -23,7 +23,7 @@ use crate::health::Heartbeat;
 use crate::kafka::Lane;
 use crate::kafka::client::Inquirer;
 use crate::kafka::topics::TopicNames;
-use crate::kafka::{KafkaError, Peek, TopicPartition, client};
+use crate::kafka::{KafkaError, Peek, Tended, TopicPartition, client};
 use crate::settings::Settings;
 use crate::store::StoreError;
 
@@ -56,7 +56,7 @@ struct Drainer {
     topic: String,
     lanes: [String; 3],
     consumer: Inquirer,
-    producer: ThreadedProducer<Counting>,
+    producer: Tended<ThreadedProducer<Counting>>,
     acknowledgements: Arc<Acknowledgements>,
     batch_max: usize,
     acknowledged_within: Duration,
@@ -92,9 +92,7 @@ impl Drainer {
         let consumer = client::inquirer_of(&config)?;
         consumer.subscribe(&[&names.overflow()]).map_err(KafkaError::at("subscribe to overflow"))?;
         let acknowledgements = Arc::new(Acknowledgements::default());
-        let producer = client::producer(&settings.kafka, settings.http.produce_linger_ms)
-            .create_with_context(Counting(acknowledgements.clone()))
-            .map_err(|error| KafkaError::Settings(error.to_string()))?;
+        let moving = client::producer(&settings.kafka, settings.http.produce_linger_ms);
         Ok(Self {
             peek: Peek::with_wait(&settings.kafka, ENDS_WAIT)?,
             looked_at: Instant::now(),
@@ -104,7 +102,7 @@ impl Drainer {
             topic: names.overflow(),
             lanes: names.lanes(),
             consumer,
-            producer,
+            producer: Tended::producer(&moving, Counting(acknowledgements.clone()))?,
             acknowledgements,
             batch_max: settings.http.admission.overflow_batch_max.max(1),
             acknowledged_within: Duration::from_millis(u64::from(settings.kafka.request_timeout_ms) * 3),

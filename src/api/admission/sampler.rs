@@ -302,15 +302,18 @@ impl Sampler {
 
     fn publish(&self) {
         let depths = self.admission.depths();
+        let context = self.names.context().to_owned();
         for lane in Lane::ALL {
             let at = lane.index();
             // The processors tell the former, too, each of the whole lane: the largest counts.
-            metrics::gauge!("throughline_commands_waiting", "lane" => lane.name()).set(depths.lanes[at] as f64);
-            metrics::gauge!("throughline_admission_queue_commands", "lane" => lane.name()).set(depths.lanes[at] as f64);
-            metrics::gauge!("throughline_admission_drained_commands_per_second", "lane" => lane.name())
+            let labels = [("lane", lane.name().to_owned()), ("context", context.clone())];
+            metrics::gauge!("throughline_commands_waiting", &labels).set(depths.lanes[at] as f64);
+            metrics::gauge!("throughline_admission_queue_commands", &labels).set(depths.lanes[at] as f64);
+            metrics::gauge!("throughline_admission_drained_commands_per_second", &labels)
                 .set(depths.drained_per_second[at]);
         }
-        metrics::gauge!("throughline_admission_overflow_commands").set(depths.overflow as f64);
-        metrics::gauge!("throughline_admission_in_flight_bytes").set(depths.in_flight_bytes as f64);
+        let labels = [("context", context)];
+        metrics::gauge!("throughline_admission_overflow_commands", &labels).set(depths.overflow as f64);
+        metrics::gauge!("throughline_admission_in_flight_bytes", &labels).set(depths.in_flight_bytes as f64);
     }
 }

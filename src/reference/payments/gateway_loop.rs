@@ -17,7 +17,8 @@ use serde_json::json;
 use throughline::engine::{EventCodec as _, ids};
 use throughline::health::{Health, Told};
 use throughline::kafka::topics::TopicNames;
-use throughline::kafka::{Record, client, headers};
+use throughline::kafka::voice::Quiet;
+use throughline::kafka::{Record, Tended, client, headers};
 use throughline::plain::{PlainCodec, PlainContext as _};
 use throughline::settings::Settings;
 use tokio_util::sync::CancellationToken;
@@ -65,8 +66,8 @@ pub(super) async fn run(
 }
 
 struct Session {
-    consumer: StreamConsumer,
-    producer: FutureProducer,
+    consumer: Tended<StreamConsumer<Quiet>>,
+    producer: Tended<FutureProducer<Quiet>>,
     codec: Arc<PlainCodec<Payments>>,
     gateway: Arc<dyn Gateway>,
     events: String,
@@ -81,10 +82,11 @@ impl Session {
     fn new(settings: &Settings, codec: Arc<PlainCodec<Payments>>, gateway: Arc<dyn Gateway>) -> anyhow::Result<Self> {
         let names = TopicNames::new(Payments::NAME, &settings.topics);
         let group = format!("{}-gateway", names.events());
-        let consumer: StreamConsumer =
-            client::consumer(&settings.kafka, &group, "").set("auto.offset.reset", "earliest").create()?;
+        let mut config = client::consumer(&settings.kafka, &group, "");
+        config.set("auto.offset.reset", "earliest");
+        let consumer: Tended<StreamConsumer<Quiet>> = Tended::consumer(&config, Quiet)?;
         consumer.subscribe(&[&names.events()])?;
-        let producer = client::producer(&settings.kafka, 2).create()?;
+        let producer = Tended::producer(&client::producer(&settings.kafka, 2), Quiet)?;
         let (open, read) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self { consumer, producer, codec, gateway, events: names.events(), commands: names.commands(), open, read })
     }
@@ -148,7 +150,7 @@ fn request(codec: &PlainCodec<Payments>, record: &Record) -> Option<(Uuid, Strin
 
 async fn answer(
     gateway: &dyn Gateway,
-    producer: &FutureProducer,
+    producer: &FutureProducer<Quiet>,
     topic: &str,
     (event_id, correlation_id): (Uuid, &str),
     request: &Request,
