@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::Transaction;
+use tokio_postgres::{SimpleQueryMessage, Transaction};
 
 use super::checkpoint::{self, Checkpoint};
 use super::peek::Numbers;
@@ -13,7 +13,7 @@ use super::reset::{self, Start};
 use super::{LIVE, ProjectionLoopError, Projector, fill, gaps, state};
 use crate::kafka::consumer::{ClaimError, Committed, PartitionOwner};
 use crate::kafka::{Claim, KafkaError, TopicPartition};
-use crate::store::{StoreError, bounded};
+use crate::store::{StoreError, bounded, while_served};
 
 /// Claims partitions for one projection.
 pub(super) struct CheckpointOwner<E: Send + Sync + 'static> {
@@ -67,6 +67,16 @@ fn classify(error: ProjectionLoopError) -> ClaimError {
     }
 }
 
+/// What the last statement of several answered, as text.
+fn backend_pid(answers: &[SimpleQueryMessage]) -> i32 {
+    let row = answers.iter().find_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
+    });
+    // None has the number 0: the claim is then made anew where it takes long.
+    row.unwrap_or_default()
+}
+
 /// What a claim knows of its partition on the topic.
 pub struct TopicView<'a> {
     /// The first offset kept, and the next one to be written.
@@ -111,17 +121,23 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         };
         let (held, topic_id) = bounded(limit, "lock a claim", locked).await?;
         // A refill may take longer than a statement of the loop.
-        tx.batch_execute("set local statement_timeout = 0")
-            .await
-            .map_err(StoreError::at("set the claim's statement timeout"))?;
+        let unhurried = "set local statement_timeout = 0; select pg_backend_pid()";
+        let step = "set the claim's statement timeout";
+        let asked = async { tx.simple_query(unhurried).await.map_err(StoreError::at(step)) };
+        let pid = backend_pid(&bounded(limit, step, asked).await?);
         let is_known = topic_id.is_none() || view.topic_id.is_none() || topic_id == view.topic_id;
-        let held = if is_known && held.next_offset <= view.kept.1 { held } else { self.find(&tx, held, view).await? };
-        let wish = reset::open_wish(&tx, projector, partition, committed).await?;
-        let start = reset::decide(held.next_offset, wish, view.kept);
-        let mut moved = self.carry_out(&tx, start, held, view).await?;
-        if gaps::holds_discarded(&tx, projector.name(), &projector.group, partition, moved.seq).await? {
-            moved = reset::refill(projector, &tx, moved).await?;
-        }
+        let is_there = is_known && held.next_offset <= view.kept.1;
+        let placed = async {
+            let held = if is_there { held } else { self.find(&tx, held, view).await? };
+            let wish = reset::open_wish(&tx, projector, partition, committed).await?;
+            let start = reset::decide(held.next_offset, wish, view.kept);
+            let moved = self.carry_out(&tx, start, held, view).await?;
+            match gaps::holds_discarded(&tx, projector.name(), &projector.group, partition, moved.seq).await? {
+                true => reset::refill(projector, &tx, moved).await,
+                false => Ok(moved),
+            }
+        };
+        let moved = while_served(limit, "carry out a claim", pid, || projector.connect(LIVE), placed).await?;
         crate::crash_point!("projection.claim.before_commit");
         let finished = async {
             let claimed = checkpoint::put(&tx, projector.name(), moved, view.topic_id.as_deref()).await?;

@@ -118,6 +118,33 @@ pub async fn bounded<T, E: From<StoreError>>(
     }
 }
 
+/// Waits for `work`, however long the server takes over it, on the session of backend `pid`. Every `limit` a session
+/// that `connect` makes looks whether the server still has that one: it ends a session that idles in a transaction, and
+/// where the network swallowed its answer nobody else would ever tell. While nobody can be asked it is waited for.
+pub async fn while_served<T, E: From<StoreError>, C: Future<Output = Result<Line, StoreError>>>(
+    limit: Duration,
+    step: &'static str,
+    pid: i32,
+    connect: impl Fn() -> C,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let look = "look whether the server has a session";
+    let mut work = std::pin::pin!(work);
+    loop {
+        if let Ok(outcome) = tokio::time::timeout(limit, &mut work).await {
+            return outcome;
+        }
+        let served = async {
+            let query = "select exists (select from pg_stat_activity where pid = $1)";
+            let row = connect().await?.query_one(query, &[&pid]).await.map_err(StoreError::at(look))?;
+            Ok::<bool, StoreError>(row.get(0))
+        };
+        if let Ok(false) = bounded(limit, look, served).await {
+            return Err(StoreError::Silent { step, waited: limit }.into());
+        }
+    }
+}
+
 /// Whether somebody answers at the other end.
 pub async fn ping(client: &Client, limit: Duration) -> Result<(), StoreError> {
     let step = "ask whether the database is there";

@@ -17,7 +17,7 @@ mod pool;
 pub mod roles;
 
 pub use blame::{Blame, blame};
-pub use connect::{DatabaseRole, Line, bounded, ping};
+pub use connect::{DatabaseRole, Line, bounded, ping, while_served};
 pub use dead_letters::DeadLetter;
 pub use destinations::Destination;
 pub use extent::Extent;
@@ -56,7 +56,7 @@ impl StoreError {
         move |source| Self::Statement { step, source }
     }
 
-    /// Whose fault it is; see [`blame`].
+    /// Whose fault it is; see [`blame()`].
     pub fn blame(&self) -> Blame {
         match self {
             Self::Statement { source, .. } => blame(source),

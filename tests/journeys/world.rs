@@ -71,10 +71,14 @@ async fn settled(client: &Client, sent: i64) {
     }
 }
 
+async fn readiness(admin: &str) -> serde_json::Value {
+    let answer = reqwest::get(format!("{admin}/readyz?verbose")).await.expect("an answer");
+    answer.json().await.expect("checks")
+}
+
 /// Each loop's name, and whether it says that it can work; those that only know Kafka are left out.
 async fn loops(admin: &str) -> BTreeMap<String, bool> {
-    let answer = reqwest::get(format!("{admin}/readyz?verbose")).await.expect("an answer");
-    let body: serde_json::Value = answer.json().await.expect("checks");
+    let body = readiness(admin).await;
     let checks = body["checks"].as_array().expect("a list").clone();
     let named = checks.iter().map(|check| (check["name"].as_str().unwrap_or_default().to_owned(), check["ok"] == true));
     named.filter(|(name, _)| !name.starts_with("consumer ")).collect()
@@ -87,7 +91,7 @@ async fn all_ready(admin: &str) {
         if loops.values().all(|ok| *ok) {
             return eprintln!("every loop is ready {:?} after it was over", since.elapsed());
         }
-        assert!(since.elapsed() < Duration::from_secs(60), "not ready: {loops:?}");
+        assert!(since.elapsed() < Duration::from_secs(60), "not ready: {}", readiness(admin).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

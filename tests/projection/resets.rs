@@ -4,13 +4,17 @@
 //! tool itself. Rows are spoiled before, so that doing nothing would be noticed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use throughline::projection::{ResetTarget, reset_offsets};
+use throughline::settings::Settings;
 
 use super::bed::{Bed, PARTITIONS, Stored};
 use super::fold::{assert_folded, assert_same, fold, rows};
+use super::harness::way::Way;
 use super::scenario::lives;
 
 const NAME: &str = "daily-sales";
@@ -214,4 +218,36 @@ async fn kafkas_own_tool_resets() {
         run_until_caught_up(&bed).await;
         assert_folded(&bed, NAME).await;
     }
+}
+
+/// The network swallows the answer while a reset is carried out, and tells nobody: the server ends the session that
+/// idles in a transaction, and the claim is made anew, though nothing ever comes on its connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_whose_session_is_gone_without_a_word_is_carried_out_anew() {
+    let mut bed = Bed::new().await;
+    settled(&mut bed).await;
+    spoil(&bed, 1).await;
+    bed.reset(NAME, &[(1, 0)]).await;
+    let (way, url) = Way::new(bed.settings.database.url.expose()).await;
+    let mut settings = Settings::clone(&bed.settings);
+    settings.database.url = url.as_str().into();
+    settings.database.statement_timeout_ms = 1_000;
+    settings.database.round_trip_timeout_ms = 2_000;
+    settings.database.idle_in_transaction_timeout_ms = 1_000;
+    let epochs = bed.epochs(NAME).await;
+    let held = bed.owner.batch_execute("begin; lock table read.daily_sales_by_partition in share mode");
+    held.await.expect("nothing of it is deleted");
+    let running = bed.start_with(bed.projection(NAME), Arc::new(settings));
+    let waits = "select exists (select from pg_locks l join pg_class c on c.oid = l.relation
+                 where not l.granted and c.relname = 'daily_sales_by_partition')";
+    bed.until(waits).await;
+    way.silence(true);
+    bed.owner.batch_execute("rollback").await.expect("it may be deleted");
+    // The server has answered, and nobody hears it.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    way.silence(false);
+    bed.claimed_since(NAME, epochs).await;
+    bed.caught_up(NAME).await;
+    running.stop().await;
+    assert_folded(&bed, NAME).await;
 }
