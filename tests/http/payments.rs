@@ -69,6 +69,11 @@ async fn payments_have_routes_of_their_own_and_tell_what_is_wrong() {
     let asked = server.send("/api/payments/sync", &ask("19.99")).await;
     assert_eq!(asked.status, 201, "{asked:?}");
     let payment: Uuid = asked.body["paymentId"].as_str().and_then(|id| id.parse().ok()).expect("an id");
+    // A token of payments says nothing of orders: their reads neither wait for it nor refuse it.
+    let token = asked.header("consistency-token");
+    let read = server.client.get(format!("{}/api/orders", server.base)).header("Consistency-Token", token);
+    let read = Answer::of(read.send().await.expect("an answer")).await;
+    assert_eq!((read.status, read.header("consistency")), (200, "met"), "{read:?}");
     let path = payment_path(payment);
     until(&server, &path, status_is("authorized")).await;
     let early = server.send(&format!("{path}/refund/sync"), &json!({})).await;

@@ -137,6 +137,8 @@ async fn kills_zombies_and_restarts_lose_and_double_nothing() {
             }
             1 => {
                 let stopped = std::mem::replace(&mut processors[victim], start());
+                // Before it listens for signals, one ends it as any program.
+                stopped.admin_url().await;
                 assert_eq!(stopped.terminate().await, 0, "a rolling restart ends cleanly");
                 restarts += 1;
             }

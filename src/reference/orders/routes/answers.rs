@@ -13,9 +13,9 @@ pub struct CommandAccepted {
     pub order_id: Uuid,
     pub command_id: Uuid,
     pub correlation_id: String,
-    /// `pending`.
-    #[schema(inline)]
-    pub status: CommandState,
+    /// Always `pending`.
+    #[schema(pattern = "^pending$")]
+    pub status: String,
 }
 
 /// Where a command stands.

@@ -51,7 +51,7 @@ pub struct CurrencySummary {
 /// Reads a customer's summary.
 #[utoipa::path(
     get, path = "/api/customers/{customerId}", tag = "customers",
-    params(("customerId" = String, Path, min_length = 1, max_length = 128), ReadHeaders),
+    params(("customerId" = String, Path, min_length = 1, max_length = 128, pattern = r"^[^\x00]+$"), ReadHeaders),
     responses(
         (status = 200, body = CustomerSummary, description = "The sums; `As-Of` tells how fresh they are",
          headers(("As-Of" = String), ("As-Of-Positions" = String), ("Consistency" = String),

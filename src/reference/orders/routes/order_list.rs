@@ -65,7 +65,7 @@ pub struct ListQuery {
     #[param(inline, nullable = false)]
     status: Option<Status>,
     /// Only this customer's.
-    #[param(min_length = 1, max_length = 128, nullable = false)]
+    #[param(min_length = 1, max_length = 128, pattern = r"^[^\x00]+$", nullable = false)]
     customer_id: Option<String>,
     /// `-placedAt` newest first, `placedAt` oldest first.
     #[serde(default)]
