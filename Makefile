@@ -30,9 +30,10 @@ build: setup ## Build the release binary
 fmt: ## Format the code
 	@cargo fmt
 
-lint: setup ## Check the format and the lints
+lint: setup ## Check the format, the lints and the documentation
 	@cargo fmt --check
 	@cargo clippy --locked --workspace --all-targets -- --deny warnings
+	@RUSTDOCFLAGS="--deny warnings" cargo doc --locked --workspace --no-deps
 
 verify: lint test ## Everything that a change must pass
 

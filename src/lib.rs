@@ -27,6 +27,8 @@
 //! | [`api`] | HTTP server, admission, problems, health | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `presence` |
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
+//! | [`testing`] | the test kit of a context's author | everything |
+//! | [`prelude`] | what an author's files begin with | everything |
 //! | [`presence`] | which processes live and what they do with their partitions, told to PostgreSQL | `settings`, `store`, `health` |
 //! | [`status`] | who lives, what waits, what stands, what is away: asked and judged | `settings`, `store`, `health`, `kafka`, `presence`, `relay`, `projection`, `process` |
 //! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
@@ -45,6 +47,9 @@
 //! 7. Deliberately absent: distributed transactions, an ORM, global state, promises of exactly once
 //!    on the wire.
 
+// Rooms explain themselves by their parts, of which some are private: those who carry on read them, too.
+#![allow(rustdoc::private_intra_doc_links)]
+
 pub mod api;
 pub mod app;
 pub mod avro;
@@ -55,6 +60,7 @@ pub mod health;
 pub mod kafka;
 pub mod panics;
 pub mod plain;
+pub mod prelude;
 pub mod presence;
 pub mod process;
 pub mod processor;
@@ -63,5 +69,8 @@ pub mod relay;
 pub mod settings;
 pub mod status;
 pub mod store;
+pub mod testing;
 
 pub use app::App;
+/// Crates whose types stand in our signatures.
+pub use {jiff, serde_json, tokio_postgres, uuid};

@@ -136,7 +136,10 @@ impl App {
 }
 
 /// The name of a context or a process is part of topics, groups and settings.
-fn check_name(name: &str) -> Result<(), AppError> {
+///
+/// # Errors
+/// It is no such name, and what one is.
+pub fn check_name(name: &str) -> Result<(), AppError> {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if name.is_empty() || name.len() > 48 || !name.bytes().all(is_plain) || !name.as_bytes()[0].is_ascii_lowercase() {
         let rule = "such a name begins with a letter and is 1 to 48 lower-case letters, digits and hyphens";

@@ -11,5 +11,5 @@ pub mod maintenance;
 pub mod roles;
 pub mod telemetry;
 
-pub use application::{App, AppError};
+pub use application::{App, AppError, check_name};
 pub use context::{Context, Hosted, Messages, Opened};

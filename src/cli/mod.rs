@@ -12,6 +12,7 @@ mod dlq;
 mod event_json;
 mod events;
 mod json_diff;
+mod new;
 mod outbox;
 mod output;
 mod process;
@@ -97,6 +98,8 @@ enum CliCommand {
     Schema(schema::SchemaArgs),
     /// Show the settings with their origins
     Config(config::ConfigArgs),
+    /// Write a package of your own: a context with its tables, routes and tests
+    New(new::NewArgs),
 }
 
 /// What every subcommand works with.
@@ -164,6 +167,7 @@ async fn dispatch(
         CliCommand::Stream(args) => stream::run(args, program).await,
         CliCommand::Schema(args) => schema::run(args, program).await,
         CliCommand::Config(args) => config::run(args, &loaded),
+        CliCommand::New(args) => new::run(args),
     }
 }
 

@@ -8,6 +8,41 @@ use std::fmt::Debug;
 /// An aggregate: the consistency boundary of one stream of events.
 ///
 /// `Default` is the state before the first event. The state is what snapshots keep, hence serde.
+///
+/// The processor folds a stream's events by `evolve`, asks `decide`, and appends what it answers, in one transaction;
+/// a crash, or another owner, asks again. So both are functions: the same answer for the same state and command, for
+/// ever, since old events are folded by today's `evolve`.
+///
+/// ```
+/// use throughline::engine::{Aggregate, Decision, Refusal};
+/// use throughline::testing::given;
+///
+/// #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+/// struct Seat { taken: bool }
+///
+/// #[derive(Clone, Debug)]
+/// struct Take;
+///
+/// #[derive(Clone, Debug, PartialEq)]
+/// struct Taken;
+///
+/// impl Aggregate for Seat {
+///     type Command = Take;
+///     type Event = Taken;
+///     const SNAPSHOT_VERSION: i16 = 1;
+///
+///     fn decide(&self, _: &Take) -> Decision<Taken> {
+///         if self.taken { Err(Refusal::new("SEAT_TAKEN", "somebody sits there")) } else { Ok(vec![Taken]) }
+///     }
+///
+///     fn evolve(&mut self, _: &Taken) {
+///         self.taken = true;
+///     }
+/// }
+///
+/// given::<Seat>([]).when(&Take).then([Taken]);
+/// given::<Seat>([Taken]).when(&Take).then_refused("SEAT_TAKEN");
+/// ```
 pub trait Aggregate:
     Default + Clone + Debug + Send + Sync + serde::Serialize + serde::de::DeserializeOwned + 'static
 {

@@ -4,9 +4,7 @@ use super::aggregate::{Aggregate, Decision};
 
 /// Past events, then a command, then what was decided.
 ///
-/// ```text
-/// given::<Account>([opened()]).when(&pay()).then_refused("NOT_OPEN");
-/// ```
+/// The example of [`Aggregate`] shows both ends.
 pub struct Given<A: Aggregate> {
     state: A,
 }

@@ -26,6 +26,48 @@ pub struct ReadModel {
 }
 
 /// A read model fed from an events topic by its own consumer group, role and checkpoint.
+///
+/// The projection's loop calls `apply` in the transaction that moves its checkpoint: rows and checkpoint move together
+/// or not at all, and an event comes once to each generation of the tables. A reset or a rebuild gives all events
+/// again, to empty tables; so rows may depend on events alone. [`crate::testing::project`] tries one on PostgreSQL.
+///
+/// ```
+/// use throughline::engine::{Applied, Projection, ReadModel, Recorded};
+/// use throughline::tokio_postgres::Transaction;
+///
+/// /// How many streams there are, by partition.
+/// struct Population;
+///
+/// impl Projection for Population {
+///     type Event = String;
+///
+///     fn read_model(&self) -> ReadModel {
+///         ReadModel {
+///             name: "population",
+///             version: 1,
+///             ddl: "create table population (partition int primary key, streams bigint not null)",
+///             indexes: &[],
+///             tables: &["population"],
+///             views: &[],
+///         }
+///     }
+///
+///     fn apply<'a>(&'a self, tx: &'a Transaction<'a>, batch: &'a [Recorded<String>]) -> Applied<'a> {
+///         Box::pin(async move {
+///             let born = batch.iter().filter(|one| one.version == 1);
+///             let partitions: Vec<i32> = born.map(|one| one.position.partition).collect();
+///             tx.execute(
+///                 "insert into population select p, count(*) from unnest($1::int[]) p group by p
+///                  on conflict (partition) do update set streams = population.streams + excluded.streams",
+///                 &[&partitions],
+///             )
+///             .await?;
+///             Ok(())
+///         })
+///     }
+/// }
+/// # assert_eq!(Population.read_model().name, "population");
+/// ```
 pub trait Projection: Send + Sync + 'static {
     /// The newest shape of the events it folds.
     type Event: Send + Sync + 'static;

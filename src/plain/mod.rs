@@ -123,7 +123,7 @@ fn read_model(table: &'static str, version: i32, ddl: String) -> ReadModel {
 }
 
 /// A variant as an object with its name under `type`.
-fn described<T: Serialize>(event: &T) -> Value {
+pub(crate) fn described<T: Serialize>(event: &T) -> Value {
     match serde_json::to_value(event).unwrap_or_default() {
         Value::Object(fields) => {
             let Some((name, Value::Object(mut fields))) = fields.into_iter().next() else { return Value::Null };
@@ -136,7 +136,7 @@ fn described<T: Serialize>(event: &T) -> Value {
 }
 
 /// A described event back; none when it is none of these.
-fn undescribed<T: DeserializeOwned>(event: &Value) -> Option<T> {
+pub(crate) fn undescribed<T: DeserializeOwned>(event: &Value) -> Option<T> {
     let mut fields = event.as_object()?.clone();
     let name = fields.remove("type")?;
     let alone = fields.is_empty().then(|| name.clone());

@@ -239,6 +239,8 @@ pub fn of_payments(event: &Recorded<PaymentEvent>) -> Option<Concern<Heard>> {
 
 #[cfg(test)]
 mod tests {
+    use throughline::testing::given_inputs;
+
     use super::*;
 
     const ORDER: Uuid = Uuid::from_u128(1);
@@ -266,19 +268,11 @@ mod tests {
         Input::Deadline(AUTHORIZE.into())
     }
 
-    /// The commands that follow from the last of `inputs`, with the reasons of cancellations. Each of all that were
-    /// sent is one that its context takes.
+    /// The commands that follow from the last of `inputs`, with the reasons of cancellations.
     fn sent(inputs: &[Input<Heard>]) -> Vec<String> {
-        let (process, mut checkout) =
-            (CheckoutProcess { authorize_timeout: Duration::from_secs(60) }, Checkout::default());
-        let mut last = Vec::new();
-        for input in inputs {
-            last = process.handle(ORDER, &mut checkout, input);
-            for action in &last {
-                let Action::Send(sending) = action else { continue };
-                assert_eq!((sending.check)(&sending.value(Uuid::from_u128(9))), Ok(()), "{sending:?}");
-            }
-        }
+        let process = CheckoutProcess { authorize_timeout: Duration::from_secs(60) };
+        let (last, past) = inputs.split_last().expect("an input");
+        let last = given_inputs(&process, past.iter().cloned()).when(last.clone()).actions;
         let said = |action: &Action| match action {
             Action::Send(sending) => {
                 let reason = sending.body["reason"].as_str().map(|reason| format!(" {reason}")).unwrap_or_default();

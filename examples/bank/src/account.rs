@@ -3,7 +3,7 @@
 use garde::Validate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use throughline::engine::{Aggregate, Decision, Refusal};
+use throughline::prelude::*;
 
 /// What may be asked. Amounts are whole cents.
 #[derive(Debug, Clone, Serialize, Deserialize, Validate, JsonSchema)]
@@ -71,9 +71,17 @@ impl Aggregate for Account {
 
 #[cfg(test)]
 mod tests {
-    use throughline::engine::given::given;
+    use throughline::testing::{conforms, given};
 
     use super::*;
+
+    #[test]
+    fn it_conforms() {
+        let open = || AccountCommand::Open { owner: "ann".into() };
+        let cents = 500;
+        let paid = [open(), open(), AccountCommand::Deposit { cents }, AccountCommand::Withdraw { cents }];
+        conforms::<crate::Bank>([paid.to_vec(), vec![AccountCommand::Withdraw { cents }]]);
+    }
 
     #[test]
     fn nobody_withdraws_more_than_there_is() {

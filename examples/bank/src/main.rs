@@ -4,10 +4,7 @@ mod account;
 
 use std::process::ExitCode;
 
-use throughline::App;
-use throughline::app::Context;
-use throughline::avro::{Published, Schemas, Upcasters};
-use throughline::plain::{HistoryTable, PlainContext, Routes, StateTable};
+use throughline::prelude::*;
 
 /// The context of accounts.
 struct Bank;
