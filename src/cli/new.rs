@@ -24,69 +24,14 @@ const FILES: [(&str, &str); 10] = [
     ("schemas/Renamed.v1.avsc", include_str!("new/Renamed.v1.avsc.template")),
     ("schemas/Closed.v1.avsc", include_str!("new/Closed.v1.avsc.template")),
 ];
-/// What no package and no module may be called.
-const TAKEN: [&str; 60] = [
-    "abstract",
-    "as",
-    "async",
-    "await",
-    "become",
-    "box",
-    "break",
-    "const",
-    "continue",
-    "crate",
-    "do",
-    "dyn",
-    "else",
-    "enum",
-    "extern",
-    "false",
-    "final",
-    "fn",
-    "for",
-    "gen",
-    "if",
-    "impl",
-    "in",
-    "let",
-    "loop",
-    "macro",
-    "match",
-    "mod",
-    "move",
-    "mut",
-    "override",
-    "priv",
-    "pub",
-    "ref",
-    "return",
-    "self",
-    "static",
-    "struct",
-    "super",
-    "trait",
-    "true",
-    "try",
-    "type",
-    "typeof",
-    "unsafe",
-    "unsized",
-    "use",
-    "virtual",
-    "where",
-    "while",
-    "yield",
-    "alloc",
-    "core",
-    "std",
-    "test",
-    "throughline",
-    "serde",
-    "garde",
-    "schemars",
-    "tokio",
-];
+/// What no package and no module may be called: words of Rust, files and crates of the package, and names that its
+/// types would hide.
+const TAKEN: &str = "abstract as async await become box break const continue crate do dyn else enum extern false final fn \
+    for gen if impl in let loop macro match mod move mut override priv pub ref return self static struct super trait true \
+    try type typeof unsafe unsized use virtual where while yield \
+    main lib test alloc core std throughline serde garde schemars tokio \
+    aggregate app clone context debug decision default err none ok option published refusal result route routes schema \
+    schemas some string upcaster upcasters validate vec";
 
 #[derive(Debug, clap::Args)]
 pub struct NewArgs {
@@ -164,8 +109,8 @@ impl Names {
         if words.iter().any(|word| !word.starts_with(|first: char| first.is_ascii_lowercase())) {
             return Err(wrong(&format!("`{name}`: what is between hyphens begins with a letter")));
         }
-        if TAKEN.contains(&name) {
-            return Err(wrong(&format!("`{name}` means something else in Rust, or to this package")));
+        if TAKEN.split_whitespace().any(|taken| taken == name) {
+            return Err(wrong(&format!("`{name}` means something else in Rust, or in such a package")));
         }
         let capital = |word: &&str| format!("{}{}", word[..1].to_ascii_uppercase(), &word[1..]);
         let kind: String = words.iter().map(capital).collect();
@@ -210,7 +155,10 @@ mod tests {
         let names = Names::of("parcel-label2").unwrap();
         let all = [names.name, names.module, names.kind, names.id, names.words];
         assert_eq!(all, ["parcel-label2", "parcel_label2", "ParcelLabel2", "parcelLabel2Id", "parcel label2"]);
-        for wrong in ["", "Parcel", "1st", "a_b", "a b", "a-", "a--b", "a-1", "../x", "fn", "self", "test", "tokio"] {
+        for wrong in [
+            "", "Parcel", "1st", "a_b", "a b", "a-", "a--b", "a-1", "../x", "fn", "self", "lib", "tokio", "string",
+            "route",
+        ] {
             let said = Names::of(wrong).err().unwrap_or_else(|| panic!("{wrong} is a name")).to_string();
             assert!(said.contains("`parcel`"), "{said}");
         }
