@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::Consumer as _;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{KafkaError, client, tended, voice};
 use crate::health::{Heartbeat, Told};
@@ -31,7 +32,8 @@ pub async fn run(
 ) -> Result<(), KafkaError> {
     let kafka = Arc::new(client::inquirer(&settings)?);
     let told = Told::new("Kafka does not answer");
-    let tending = tokio::spawn(tended::run(settings.clone(), shutdown.clone()));
+    // Nobody waits for it at the end: where Kafka is away it may take a while.
+    let _tending = AbortOnDropHandle::new(tokio::spawn(tended::run(settings.clone())));
     loop {
         let (asked, name) = (kafka.clone(), topic.clone());
         let answer = tokio::task::spawn_blocking(move || asked.fetch_metadata(Some(&name), ANSWER_WAIT).map(drop));
@@ -49,7 +51,6 @@ pub async fn run(
             Err(error) => heartbeat.not_ready(format!("the look at Kafka ended badly: {error}")),
         }
         if shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
-            drop(tending.await);
             return Ok(());
         }
     }

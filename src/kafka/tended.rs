@@ -16,7 +16,6 @@ use rdkafka::consumer::{Consumer, ConsumerContext};
 use rdkafka::producer::{Producer, ProducerContext};
 use rdkafka::types::RDKafka;
 use rdkafka::{ClientConfig, ClientContext, bindings as sys};
-use tokio_util::sync::CancellationToken;
 
 use super::{KafkaError, client};
 use crate::settings::KafkaSettings;
@@ -82,9 +81,10 @@ impl<T> Deref for Tended<T> {
     }
 }
 
-/// Tends every client of this process until `shutdown`.
-pub async fn run(settings: KafkaSettings, shutdown: CancellationToken) {
-    while shutdown.run_until_cancelled(tokio::time::sleep(TEND_EVERY)).await.is_some() {
+/// Tends every client of this process, until it is dropped.
+pub async fn run(settings: KafkaSettings) {
+    loop {
+        tokio::time::sleep(TEND_EVERY).await;
         let settings = settings.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || tend(&settings)).await {
             tracing::error!(%error, "tending clients ended badly");
@@ -93,18 +93,20 @@ pub async fn run(settings: KafkaSettings, shutdown: CancellationToken) {
 }
 
 /// Asks every client of this process whether it reaches a broker, and helps those that do not although a new one
-/// does. Blocks for [`ANSWER_WAIT`] a client in trouble.
+/// does. Blocks for twice [`ANSWER_WAIT`] a client that is lost; where Kafka is away, the first one tells for all.
 fn tend(settings: &KafkaSettings) {
     let places = lock(&PLACES).clone();
-    let lost: Vec<&Arc<Place>> = places.iter().filter(|place| !place.reaches_somebody()).collect();
-    if lost.is_empty() || client::check(settings).is_err() {
-        return;
-    }
-    // The new client took a while: whoever found back meanwhile needs no help.
-    for place in lost.into_iter().filter(|place| !place.reaches_somebody()) {
-        place.bootstrap();
-        metrics::counter!("throughline_kafka_bootstraps_total").increment(1);
-        tracing::warn!("a Kafka client had forgotten every broker; it is given the bootstrap servers again");
+    let mut is_there = None;
+    for place in places.iter().filter(|place| !place.reaches_somebody()) {
+        if !*is_there.get_or_insert_with(|| client::check(settings).is_ok()) {
+            return;
+        }
+        // The new client took a while: whoever found back meanwhile needs no help.
+        if !place.reaches_somebody() {
+            place.bootstrap();
+            metrics::counter!("throughline_kafka_bootstraps_total").increment(1);
+            tracing::warn!("a Kafka client had forgotten every broker; it is given the bootstrap servers again");
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::{SimpleQueryMessage, Transaction};
+use tokio_postgres::Transaction;
 
 use super::checkpoint::{self, Checkpoint};
 use super::peek::Numbers;
@@ -67,16 +67,6 @@ fn classify(error: ProjectionLoopError) -> ClaimError {
     }
 }
 
-/// What the last statement of several answered, as text.
-fn backend_pid(answers: &[SimpleQueryMessage]) -> i32 {
-    let row = answers.iter().find_map(|answer| match answer {
-        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
-        _ => None,
-    });
-    // None has the number 0: the claim is then made anew where it takes long.
-    row.unwrap_or_default()
-}
-
 /// What a claim knows of its partition on the topic.
 pub struct TopicView<'a> {
     /// The first offset kept, and the next one to be written.
@@ -121,10 +111,14 @@ impl<E: Send + Sync + 'static> CheckpointOwner<E> {
         };
         let (held, topic_id) = bounded(limit, "lock a claim", locked).await?;
         // A refill may take longer than a statement of the loop.
-        let unhurried = "set local statement_timeout = 0; select pg_backend_pid()";
         let step = "set the claim's statement timeout";
-        let asked = async { tx.simple_query(unhurried).await.map_err(StoreError::at(step)) };
-        let pid = backend_pid(&bounded(limit, step, asked).await?);
+        let unhurried = async {
+            let set = tx.batch_execute("set local statement_timeout = 0");
+            let ((), row) = futures_util::try_join!(set, tx.query_one("select pg_backend_pid()", &[]))
+                .map_err(StoreError::at(step))?;
+            Ok::<i32, StoreError>(row.get(0))
+        };
+        let pid = bounded(limit, step, unhurried).await?;
         let is_known = topic_id.is_none() || view.topic_id.is_none() || topic_id == view.topic_id;
         let is_there = is_known && held.next_offset <= view.kept.1;
         let placed = async {

@@ -17,7 +17,7 @@ use throughline::kafka::voice::Quiet;
 use throughline::kafka::{Peek, Record, Tended, TopicPartition, client, headers, tended};
 use throughline::settings::{DevRunner, DevSettings, Settings};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::harness::{Harness, eventually, odd, scale};
@@ -50,7 +50,7 @@ impl Load {
         let sending = tokio::spawn(async move {
             let mut deliveries = tokio::task::JoinSet::new();
             // Nobody restarts this client either.
-            let tending = tokio::spawn(tended::run(kafka, CancellationToken::new()));
+            let _tending = AbortOnDropHandle::new(tokio::spawn(tended::run(kafka)));
             while !stopped.load(Ordering::Relaxed) {
                 let order = Uuid::now_v7();
                 for (number, command) in life_of(order).into_iter().enumerate() {
@@ -68,7 +68,6 @@ impl Load {
             while let Some(delivered) = deliveries.join_next().await {
                 delivered.expect("a delivery").expect("acknowledged");
             }
-            tending.abort();
         });
         Self { sent, stop, sending }
     }
