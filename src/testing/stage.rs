@@ -3,7 +3,6 @@
 //!
 //! HTTP is spoken to it as by any client; what is in its tables is asked there.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_util::sync::DropGuard;
 
-use super::services::OwnDatabase;
+use super::services::{OwnDatabase, free_ports};
 use crate::app::lifecycle::Lifecycle;
 use crate::app::{App, install, roles};
 use crate::settings::{LoadedSettings, Settings};
@@ -164,18 +163,8 @@ impl Stage {
 fn on_stage(mut settings: Settings, database: &OwnDatabase) -> Settings {
     settings.kafka.brokers = database.brokers.clone();
     settings.database.url = database.url.as_str().into();
-    settings.topics.prefix = format!("{}-", database.name.replace('_', "-"));
+    settings.topics.prefix = database.prefix();
     settings.http.shutdown_notice_ms = 0;
     (settings.http.listen, settings.http.admin_listen) = free_ports();
     settings
-}
-
-/// Two at once: one given back could be given again.
-fn free_ports() -> (SocketAddr, SocketAddr) {
-    let bound = || {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap_or_else(|error| panic!("no port: {error}"));
-        (listener.local_addr().unwrap_or_else(|error| panic!("no port: {error}")), listener)
-    };
-    let (first, second) = (bound(), bound());
-    (first.0, second.0)
 }

@@ -2,49 +2,33 @@
 
 use std::io::Write as _;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use throughline::app::dev::Services;
 use throughline::settings::LoadedSettings;
-use tokio_postgres::NoTls;
+use throughline::testing::OwnDatabase;
 
 const ACCOUNT: &str = "0198c0de-7a3e-7000-8000-000000000001";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A database and topics of this test's own.
+/// The binary, and a database and topics of this test's own.
 struct Bank {
-    http: String,
+    own: OwnDatabase,
     environment: Vec<(&'static str, String)>,
-    url: String,
-    _services: Services,
 }
 
 impl Bank {
     async fn new() -> Self {
         let settings = LoadedSettings::load(None, &[]).expect("settings of the environment").settings;
-        let services = Services::open(&settings).await.expect("services start");
-        let name = format!("bank_{}", SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis());
-        client(&services.database_url)
-            .await
-            .batch_execute(&format!("create database {name}"))
-            .await
-            .expect("a database");
-        let (server, _) = services.database_url.rsplit_once('/').expect("a database is named");
-        let url = format!("{server}/{name}");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let http = free.expect("a free port").to_string();
-        let environment = vec![
-            ("KAFKA_BROKERS", services.kafka_brokers.clone()),
-            ("DATABASE_URL", url.clone()),
-            ("THROUGHLINE__TOPICS__PREFIX", format!("{name}-")),
-            ("HTTP_LISTEN", http.clone()),
-            ("ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
-            ("THROUGHLINE__HTTP__SHUTDOWN_NOTICE_MS", "0".to_owned()),
-        ];
-        Self { http, environment, url, _services: services }
+        let own = OwnDatabase::create(&settings).await;
+        Self { environment: own.environment(), own }
+    }
+
+    fn http(&self) -> &str {
+        let (_, listen) = self.environment.iter().find(|(name, _)| *name == "HTTP_LISTEN").expect("it is told");
+        listen
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -82,12 +66,6 @@ impl Bank {
         }
         outcomes
     }
-}
-
-async fn client(url: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("PostgreSQL answers");
-    tokio::spawn(connection);
-    client
 }
 
 fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
@@ -142,7 +120,7 @@ async fn an_account_from_its_first_command_to_a_rebuild_of_its_table() {
     ];
     assert_eq!(outcomes, expected);
 
-    let client = client(&bank.url).await;
+    let client = bank.own.connect().await;
     let query = "select (state->>'cents')::bigint from read.accounts where stream_id = $1::text::uuid and version = 3";
     let mut cents = None;
     let end = Instant::now() + PATIENCE;
@@ -168,6 +146,7 @@ async fn an_account_from_its_first_command_to_a_rebuild_of_its_table() {
         assert!(code == 0 && said.contains(says), "{arguments:?} ended with {code}: {said}");
     }
     drop(running);
+    bank.own.drop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,8 +155,8 @@ async fn an_account_over_http() {
     let bank = Bank::new().await;
     let mut run = bank.command(&["run"]);
     let running = Running(run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"));
-    eventually(|| std::net::TcpStream::connect(&bank.http).ok());
-    let base = format!("http://{}", bank.http);
+    eventually(|| std::net::TcpStream::connect(bank.http()).ok());
+    let base = format!("http://{}", bank.http());
     let http = reqwest::Client::new();
     let post = async |path: &str, key: &str, body: Value| {
         let end = Instant::now() + PATIENCE;
@@ -278,4 +257,5 @@ async fn an_account_over_http() {
     let wait = &document["paths"]["/api/accounts/{accountId}/deposits/sync"]["post"]["parameters"];
     assert!(wait.as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "Idempotency-Key")), "{wait}");
     drop(running);
+    bank.own.drop().await;
 }
