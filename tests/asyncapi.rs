@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use throughline::app::asyncapi;
 use throughline::settings::Settings;
-use throughline::store::commands::Outcome;
+use throughline::store::commands::StoredOutcome;
 use uuid::Uuid;
 
 fn read(path: &str) -> Value {
@@ -52,7 +52,7 @@ fn commands_and_results_match_their_schemas() {
         assert!(!validator.is_valid(&wrong), "{name}");
     }
     let validator = jsonschema::validator_for(&messages.result).unwrap();
-    let accepted = Outcome {
+    let accepted = StoredOutcome {
         command_id: Uuid::nil(),
         stream_id: Uuid::nil(),
         payload_hash: Vec::new(),
@@ -65,7 +65,7 @@ fn commands_and_results_match_their_schemas() {
         correlation_id: "c".into(),
         decided_at: Timestamp::UNIX_EPOCH,
     };
-    let refused = Outcome { accepted: false, code: Some("ORDER_NOT_PAID".into()), seq: None, ..accepted.clone() };
+    let refused = StoredOutcome { accepted: false, code: Some("ORDER_NOT_PAID".into()), seq: None, ..accepted.clone() };
     for outcome in [accepted, refused] {
         assert!(validator.is_valid(&outcome.to_json(context.stream_id_field())), "{}", outcome.to_json("orderId"));
     }

@@ -20,7 +20,7 @@ use reference::orders::{
 };
 use serde::Serialize;
 use throughline::api::problem::INVALID_COMMAND;
-use throughline::api::{self, Api, ContextApi, Envelope, JsonBody, OpenApiRouter, Problem, Served, correlation};
+use throughline::api::{self, Api, ContextApi, JsonBody, OpenApiRouter, Problem, RequestEnvelope, Served, correlation};
 use throughline::health::Health;
 use throughline::processor;
 use tokio::sync::Notify;
@@ -47,7 +47,7 @@ struct Accepted {
 
 async fn answer_at_once(
     State(_): State<Arc<Api>>,
-    envelope: Envelope,
+    envelope: RequestEnvelope,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     let context = RequestContext {

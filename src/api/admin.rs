@@ -15,10 +15,10 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::browser;
+use super::error::ApiError;
 use super::families;
 use super::listen::Listener;
 use super::problem::{METHOD_NOT_ALLOWED, NOT_FOUND, Problem};
-use super::server::ApiError;
 use crate::health::{Check, Health, PartitionState};
 
 /// Upper bounds of every histogram of seconds.

@@ -12,12 +12,12 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::envelope::Envelope;
+use super::envelope::RequestEnvelope;
 use super::problem::Problem;
 use super::submission::{Submission, Submitted};
 use super::{Api, CONSISTENCY_TOKEN, consistency};
 use crate::engine::Position;
-use crate::store::commands::Outcome;
+use crate::store::commands::StoredOutcome;
 
 impl Api {
     /// Hands a command over and answers its request. What streams of its kind are read from is
@@ -27,7 +27,7 @@ impl Api {
     /// It was refused, or it could not be handed over.
     pub async fn answer(
         &self,
-        envelope: &Envelope,
+        envelope: &RequestEnvelope,
         mut submission: Submission<'_>,
         (collection, waits): (&str, bool),
     ) -> Result<Response, Problem> {
@@ -67,7 +67,7 @@ impl Api {
 }
 
 /// What became of a command.
-pub(super) fn decided(api: &Api, outcome: &Outcome) -> Response {
+pub(super) fn decided(api: &Api, outcome: &StoredOutcome) -> Response {
     let mut response = Json(outcome.to_json(api.stream_id_field)).into_response();
     put_version(&mut response, outcome, api.names.context());
     response
@@ -121,7 +121,7 @@ pub fn status_shape<'a>(stream_id_fields: impl IntoIterator<Item = &'a str>) -> 
 }
 
 /// `ETag` and `Consistency-Token` of a decided command.
-fn put_version(response: &mut Response, outcome: &Outcome, context: &str) {
+fn put_version(response: &mut Response, outcome: &StoredOutcome, context: &str) {
     if let Some(version) = outcome.version {
         put(response, ETAG, &format!("\"{version}\""));
     }

@@ -24,7 +24,7 @@ use super::answers::{decided, pending, status_shape};
 use super::extract::{Id, PathOf, QueryOf};
 use super::problem::{COMMAND_ID_AMBIGUOUS, INVALID_REQUEST, PROBLEM_JSON, Problem};
 use crate::engine::ids::parse_id;
-use crate::store::commands::Outcome;
+use crate::store::commands::StoredOutcome;
 
 /// Streams that are listed where a command id means several.
 const CHOICES_MAX: usize = 100;
@@ -91,13 +91,13 @@ async fn status(
 
 /// What became of a command id in whatever context and stream, if that is one answer. A record that told no stream
 /// answers only where no stream does.
-async fn somewhere(contexts: &[Arc<Api>], command_id: Uuid) -> Result<Option<(&Api, Outcome)>, Problem> {
+async fn somewhere(contexts: &[Arc<Api>], command_id: Uuid) -> Result<Option<(&Api, StoredOutcome)>, Problem> {
     let looks = contexts.iter().map(async |api| {
         let outcomes = api.decided_anywhere(command_id).await?;
         Ok::<_, Problem>(outcomes.into_iter().map(|outcome| (api.as_ref(), outcome)))
     });
-    let mut found: Vec<(&Api, Outcome)> = try_join_all(looks).await?.into_iter().flatten().collect();
-    let link = |(api, outcome): &(&Api, Outcome)| Some(api.status_path(command_id, outcome.stream()?));
+    let mut found: Vec<(&Api, StoredOutcome)> = try_join_all(looks).await?.into_iter().flatten().collect();
+    let link = |(api, outcome): &(&Api, StoredOutcome)| Some(api.status_path(command_id, outcome.stream()?));
     let links: BTreeSet<String> = found.iter().filter_map(link).collect();
     if links.len() <= 1 {
         found.sort_by_key(|(_, outcome)| (outcome.stream().is_none(), outcome.decided_at));

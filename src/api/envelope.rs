@@ -75,7 +75,7 @@ pub struct CommandHeaders {
 
 /// The envelope of a command request.
 #[derive(Debug)]
-pub struct Envelope {
+pub struct RequestEnvelope {
     /// Who sends it.
     pub caller: Caller,
     /// The lane.
@@ -92,7 +92,7 @@ pub struct Envelope {
     pub causation_id: Option<String>,
 }
 
-impl Envelope {
+impl RequestEnvelope {
     /// The command id that the key fixes for `stream_id`, else a new one. A key's scope is its
     /// caller and the stream that it addresses.
     fn command_id(&self, stream_id: Uuid) -> Uuid {
@@ -133,7 +133,7 @@ impl Envelope {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Envelope
+impl<S: Send + Sync> FromRequestParts<S> for RequestEnvelope
 where
     Arc<Api>: FromRef<S>,
 {

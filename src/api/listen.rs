@@ -13,7 +13,7 @@ use axum_server::{Handle, Server};
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{Acceptor, Doorkeeper, Gate};
-use super::server::ApiError;
+use super::error::ApiError;
 use super::{browser, descriptors};
 use crate::settings::HttpSettings;
 

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::engine::destination_partition;
 use crate::health::{Heartbeat, Told};
 use crate::settings::Settings;
-use crate::store::commands::Outcome;
+use crate::store::commands::StoredOutcome;
 use crate::store::{Database, StoreError, commands};
 
 /// A turn of a poller that nobody waits for.
@@ -40,14 +40,14 @@ struct Awaited {
 
 struct Waiters {
     partition: i32,
-    answers: Vec<oneshot::Sender<Outcome>>,
+    answers: Vec<oneshot::Sender<StoredOutcome>>,
 }
 
 /// One waiter; leaves when dropped.
 pub struct Waiter {
     outcomes: Arc<Outcomes>,
     awaited: Awaited,
-    answer: oneshot::Receiver<Outcome>,
+    answer: oneshot::Receiver<StoredOutcome>,
 }
 
 impl Outcomes {
@@ -138,7 +138,7 @@ impl Outcomes {
         }
     }
 
-    fn answer(&self, found: Vec<Outcome>) {
+    fn answer(&self, found: Vec<StoredOutcome>) {
         let mut waiting = self.lock();
         for outcome in found {
             let awaited = Awaited { stream_id: outcome.stream_id, command_id: outcome.command_id };
@@ -157,7 +157,7 @@ impl Outcomes {
 
 impl Waiter {
     /// The outcome, or none when `wait` runs out.
-    pub async fn wait(mut self, wait: Duration) -> Option<Outcome> {
+    pub async fn wait(mut self, wait: Duration) -> Option<StoredOutcome> {
         tokio::time::timeout(wait, &mut self.answer).await.ok()?.ok()
     }
 }
@@ -185,7 +185,7 @@ struct Asked {
 /// Outcomes decided lately. Who waits has handed the command over just now, and older outcomes were
 /// looked up before; the bound keeps the look within the newest time partitions, and the lateral
 /// within the key: a join would be planned for an empty table, and walk it once it is full.
-async fn decided(database: &Database, events_topic: &str, asked: &Asked) -> Result<Vec<Outcome>, StoreError> {
+async fn decided(database: &Database, events_topic: &str, asked: &Asked) -> Result<Vec<StoredOutcome>, StoreError> {
     let Asked { partitions, streams, commands: ids } = asked;
     let client = database.client().await?;
     let statement = client
@@ -215,8 +215,8 @@ async fn decided(database: &Database, events_topic: &str, asked: &Asked) -> Resu
 mod tests {
     use super::*;
 
-    fn outcome(command_id: Uuid, stream_id: Uuid) -> Outcome {
-        Outcome {
+    fn outcome(command_id: Uuid, stream_id: Uuid) -> StoredOutcome {
+        StoredOutcome {
             command_id,
             stream_id,
             payload_hash: Vec::new(),

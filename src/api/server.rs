@@ -2,7 +2,6 @@
 //!
 //! From outside in: correlation id, host, panics, time, concurrency, authentication, routes.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,20 +16,20 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::admission::{Admission, Sampler, drain};
-use super::auth::{self, AuthError, Authenticator};
+use super::auth::{self, Authenticator};
 use super::consistency::Checkpoints;
+use super::error::ApiError;
 use super::handover::Handover;
 use super::listen::Listener;
 use super::outcomes::Outcomes;
 use super::problem::{INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED, Problem, REQUEST_TIMEOUT};
 use super::rate_limit::RateLimiter;
 use super::stands::Stands;
-use super::{Api, Kind, browser, command_status, correlation, openapi};
+use super::{Api, Kind, browser, command_status, correlation, openapi, request};
 use crate::health::{Health, Heartbeat, Told};
-use crate::kafka::KafkaError;
 use crate::kafka::topics::TopicNames;
 use crate::settings::{HttpSettings, Settings};
-use crate::store::{Database, DatabaseRole, StoreError};
+use crate::store::{Database, DatabaseRole};
 
 /// What a bounded context plugs into the server.
 pub struct ContextApi {
@@ -57,31 +56,6 @@ pub struct Served {
     pub contexts: Vec<ContextApi>,
     /// Routes with a document of their own, such as the schema registry's.
     pub others: Router,
-}
-
-/// What ends the server.
-#[derive(Debug, thiserror::Error)]
-pub enum ApiError {
-    /// Open to others, and nobody would be asked who they are.
-    #[error(
-        "{setting} is {listen}, which others can reach, and no authentication is configured. Set \
-         http.auth.api_keys_file or http.auth.jwks_file, or listen on 127.0.0.1"
-    )]
-    OpenWithoutAuthentication { listen: SocketAddr, setting: &'static str },
-    /// The address is taken, or not ours.
-    #[error("cannot listen on {listen}: {source}. Choose another with HTTP_LISTEN or ADMIN_LISTEN")]
-    Listen { listen: SocketAddr, source: std::io::Error },
-    /// Certificate or key cannot be used.
-    #[error("TLS: {0}. Check http.tls_certificate_file and http.tls_key_file")]
-    Tls(String),
-    #[error(transparent)]
-    Auth(#[from] AuthError),
-    #[error(transparent)]
-    Kafka(#[from] KafkaError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("metrics: {0}")]
-    Metrics(String),
 }
 
 /// The overflow drainer is started again after this when it gave up.
@@ -233,7 +207,7 @@ fn router(
             tracing::error!(correlation_id = correlation::current(), "a request panicked");
             Problem::new(INTERNAL_ERROR, "the request failed; the log tells why").into_response()
         }));
-    browser::with_hosts(router, hosts).layer(from_fn(correlation::layer))
+    browser::with_hosts(router, hosts).layer(from_fn(request::layer))
 }
 
 async fn bound_concurrency(State(open): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {

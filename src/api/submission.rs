@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::envelope::Envelope;
+use super::envelope::RequestEnvelope;
 use super::handover::CommandRecord;
 use super::problem::{COMMAND_FAILED, COMMAND_ID_REUSED, Problem, RATE_LIMITED, VERSION_MISMATCH};
 use super::{Api, correlation};
 use crate::engine::ids::correlation_id_of_command;
 use crate::engine::{Fingerprint, destination_partition, fingerprint};
-use crate::store::commands::{self, Outcome};
+use crate::store::commands::{self, StoredOutcome};
 
 /// A command whose shape was checked.
 #[derive(Debug)]
@@ -37,12 +37,12 @@ pub enum Submitted {
     /// Kafka holds it; the outcome is not known yet. With the correlation id that it travels under.
     Accepted { correlation_id: String },
     /// It was decided, and not refused.
-    Decided(Box<Outcome>),
+    Decided(Box<StoredOutcome>),
 }
 
 impl Api {
     /// Hands a command over and, where asked, waits for its outcome. A refusal is a problem.
-    pub async fn submit(&self, envelope: &Envelope, submission: Submission<'_>) -> Result<Submitted, Problem> {
+    pub async fn submit(&self, envelope: &RequestEnvelope, submission: Submission<'_>) -> Result<Submitted, Problem> {
         let Submission { command_id, stream_id, value, .. } = submission;
         self.rates.take(&envelope.caller.id).map_err(|seconds| {
             metrics::counter!("throughline_http_rate_limited_total").increment(1);
@@ -86,26 +86,26 @@ impl Api {
 
     /// The outcome of an earlier try. Accepting needs no database: where it is away, the command is
     /// handed over again, and the processor sees that it is the same.
-    async fn decided_before(&self, submission: &Submission<'_>) -> Result<Option<Outcome>, Problem> {
+    async fn decided_before(&self, submission: &Submission<'_>) -> Result<Option<StoredOutcome>, Problem> {
         let decided = self.decided(submission.command_id, submission.stream_id).await;
         if submission.wait.is_some() { decided } else { Ok(decided.unwrap_or_default()) }
     }
 
     /// The outcome of a command in its stream, if it was decided.
-    pub async fn decided(&self, command_id: Uuid, stream_id: Uuid) -> Result<Option<Outcome>, Problem> {
+    pub async fn decided(&self, command_id: Uuid, stream_id: Uuid) -> Result<Option<StoredOutcome>, Problem> {
         let client = self.database.client().await?;
         let partition = destination_partition(stream_id, self.settings.topics.event_partitions);
         Ok(commands::of_stream(&client, &self.names.events(), partition, stream_id, command_id).await?)
     }
 
     /// What became of a command id in whatever streams of the context, earliest first.
-    pub(super) async fn decided_anywhere(&self, command_id: Uuid) -> Result<Vec<Outcome>, Problem> {
+    pub(super) async fn decided_anywhere(&self, command_id: Uuid) -> Result<Vec<StoredOutcome>, Problem> {
         let client = self.database.client().await?;
         Ok(commands::outcomes(&client, &self.names.events(), &[command_id]).await?)
     }
 }
 
-fn check_payload(outcome: &Outcome, submission: &Submission<'_>) -> Result<(), Problem> {
+fn check_payload(outcome: &StoredOutcome, submission: &Submission<'_>) -> Result<(), Problem> {
     // Outcomes of earlier releases keep the fingerprint of the bytes that this server sent.
     if outcome.payload_hash == submission.fingerprint || outcome.payload_hash == fingerprint(submission.value) {
         return Ok(());
@@ -114,7 +114,7 @@ fn check_payload(outcome: &Outcome, submission: &Submission<'_>) -> Result<(), P
     Err(Problem::new(COMMAND_ID_REUSED, detail).with_command(outcome.command_id))
 }
 
-fn conclude(outcome: Outcome, envelope: &Envelope) -> Result<Submitted, Problem> {
+fn conclude(outcome: StoredOutcome, envelope: &RequestEnvelope) -> Result<Submitted, Problem> {
     if outcome.accepted {
         return Ok(Submitted::Decided(Box::new(outcome)));
     }

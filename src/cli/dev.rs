@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{INTERRUPTED, Program, WRONG_USAGE, dev_run};
-use crate::app::dev::{self, CancelFlag, Layout, Origin, Report, Services, State, detach, shell_word};
+use crate::app::dev::{self, CancelFlag, Layout, Origin, Recorded, Report, Services, detach, shell_word};
 use crate::settings::{DevRunner, DevSettings, Settings};
 
 /// Services, all roles and the addresses to open, until Ctrl-C; or, with a word more, the services alone: a real Kafka
@@ -213,7 +213,7 @@ fn status(settings: &Settings, form: Form) -> anyhow::Result<ExitCode> {
     Ok(if state.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn status_json(layout: &Layout, state: Option<&State>) -> serde_json::Value {
+fn status_json(layout: &Layout, state: Option<&Recorded>) -> serde_json::Value {
     let services = state.map_or_else(Vec::new, |state| {
         rows(state)
             .into_iter()
@@ -229,7 +229,7 @@ fn status_json(layout: &Layout, state: Option<&State>) -> serde_json::Value {
     })
 }
 
-fn status_table(layout: &Layout, state: &State) -> String {
+fn status_table(layout: &Layout, state: &Recorded) -> String {
     let mut text = format!("{:<10} {:<22} {:>8}  log\n", "service", "address", "pid");
     for (name, address, pid) in rows(state) {
         let pid = pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
@@ -243,7 +243,7 @@ fn status_table(layout: &Layout, state: &State) -> String {
 }
 
 /// Name, address without any password, process id.
-fn rows(state: &State) -> [(&'static str, String, Option<i32>); 2] {
+fn rows(state: &Recorded) -> [(&'static str, String, Option<i32>); 2] {
     let database = state.database_url.split('@').next_back().unwrap_or_default();
     let pid = |identity: &Option<dev::Identity>| identity.as_ref().map(|identity| identity.pid);
     [("kafka", state.kafka_brokers.clone(), pid(&state.kafka)), ("postgres", database.to_owned(), pid(&state.postgres))]

@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +10,12 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::Client;
 
-use super::{FOUND_FALSE, INTERRUPTED, Output, Program, WrongUsage, event_json, republish};
+use super::place::{Place, spans};
+use super::{FOUND_FALSE, INTERRUPTED, Output, Program, event_json, republish};
 use crate::app::{Hosted, Opened, install};
 use crate::avro::Codec;
-use crate::store::events::{History, Span, StoredEvent, last_seqs};
-use crate::store::{DatabaseRole, Destination, connect, destinations};
+use crate::store::events::{History, StoredEvent, last_seqs};
+use crate::store::{DatabaseRole, connect, destinations};
 
 /// Arguments of `events`.
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ enum EventsVerb {
 struct TailArgs {
     /// beginning, end, or PARTITION:SEQ (may be repeated; then only the partitions named)
     #[arg(long, default_value = "end", value_name = "WHERE")]
-    from: Vec<Start>,
+    from: Vec<Place>,
     #[arg(long, value_enum, default_value_t)]
     output: Output,
     /// The fields as they were written, in the version they were written in
@@ -53,36 +53,6 @@ struct TailArgs {
     max: Option<u64>,
 }
 
-/// Where to begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Start {
-    Beginning,
-    End,
-    /// With this sequence number.
-    At {
-        partition: i32,
-        seq: i64,
-    },
-}
-
-impl FromStr for Start {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "say beginning, end, or PARTITION:SEQ such as 3:1200".to_owned();
-        match text {
-            "beginning" => Ok(Self::Beginning),
-            "end" => Ok(Self::End),
-            place => {
-                let (partition, seq) = place.split_once(':').ok_or_else(wrong)?;
-                let (partition, seq) =
-                    (partition.parse().map_err(|_| wrong())?, seq.parse::<i64>().map_err(|_| wrong())?);
-                if partition < 0 || seq < 1 { Err(wrong()) } else { Ok(Self::At { partition, seq }) }
-            }
-        }
-    }
-}
-
 /// Shows or sends.
 pub async fn run(args: EventsArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
     match args.verb {
@@ -96,37 +66,6 @@ pub(super) const PAGE: (i64, usize) = (1_000, 8 * 1024 * 1024);
 /// While following, the store is looked at this often.
 const FOLLOW_EVERY: Duration = Duration::from_millis(200);
 
-/// The spans that `from` names, up to `upto` (by partition).
-///
-/// # Errors
-/// A partition that is not there, or named twice, or a place beside `beginning` or `end`.
-pub(super) fn spans(from: &[Start], destination: &Destination, last: &[i64], upto: i64) -> anyhow::Result<Vec<Span>> {
-    if let [only @ (Start::Beginning | Start::End)] = from {
-        let after = |partition: usize| if *only == Start::End { last[partition] } else { 0 };
-        return Ok((0..last.len())
-            .map(|partition| Span { partition: partition as i32, after: after(partition), upto })
-            .collect());
-    }
-    let mut spans: Vec<Span> = Vec::new();
-    for one in from {
-        let Start::At { partition, seq } = *one else {
-            return Err(WrongUsage("--from takes beginning or end alone, or places PARTITION:SEQ".into()).into());
-        };
-        if partition >= destination.partitions {
-            anyhow::bail!(
-                "{} has partitions 0 to {}; there is no {partition}",
-                destination.name,
-                destination.partitions - 1
-            );
-        }
-        if spans.iter().any(|span| span.partition == partition) {
-            return Err(WrongUsage(format!("--from names partition {partition} twice")).into());
-        }
-        spans.push(Span { partition, after: seq - 1, upto });
-    }
-    Ok(spans)
-}
-
 async fn tail(args: TailArgs, program: &Program<'_>) -> anyhow::Result<ExitCode> {
     let (context, settings) = (program.one()?, program.settings);
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
@@ -135,7 +74,7 @@ async fn tail(args: TailArgs, program: &Program<'_>) -> anyhow::Result<ExitCode>
     let destination = destinations::find(&client, &context.names(&settings.topics).events()).await?;
     let spans = spans(&args.from, &destination, &last_seqs(&client, &destination).await?, i64::MAX)?;
     let mut history = History::new(&destination, &spans, PAGE.0, PAGE.1);
-    let follow = args.follow || (args.from == [Start::End] && !args.no_follow);
+    let follow = args.follow || (args.from == [Place::End] && !args.no_follow);
     let catalogue = context.catalogue(&settings.topics)?;
     let reader = match args.raw {
         true => Reader::Written(Box::new(Codec::new(catalogue, (context.schemas().upcasters)(), &ids)?)),
@@ -273,36 +212,4 @@ fn line([partition, seq, time, event_type, version, stream]: [&str; 6], payload:
 fn write(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_is_a_word_or_a_partition_and_a_number() {
-        assert_eq!("beginning".parse(), Ok(Start::Beginning));
-        assert_eq!("3:1200".parse(), Ok(Start::At { partition: 3, seq: 1200 }));
-        for wrong in ["", "3", "3:", "3:0", "-1:4", "a:b", "End"] {
-            assert!(wrong.parse::<Start>().is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn spans_come_from_one_word_or_from_places() {
-        let destination = Destination { id: 1, name: "t".into(), partitions: 2 };
-        let span = |partition, after| Span { partition, after, upto: 9 };
-        let of = |from: &[Start]| spans(from, &destination, &[5, 7], 9);
-        assert_eq!(of(&[Start::Beginning]).unwrap(), [span(0, 0), span(1, 0)]);
-        assert_eq!(of(&[Start::End]).unwrap(), [span(0, 5), span(1, 7)]);
-        let place = Start::At { partition: 1, seq: 3 };
-        assert_eq!(of(&[place]).unwrap(), [span(1, 2)]);
-        for wrong in [&[place, place][..], &[Start::End, place], &[Start::Beginning, Start::End]] {
-            assert!(of(wrong).unwrap_err().is::<WrongUsage>(), "{wrong:?}");
-        }
-        assert!(
-            !of(&[Start::At { partition: 2, seq: 1 }]).unwrap_err().is::<WrongUsage>(),
-            "another store may have it"
-        );
-    }
 }

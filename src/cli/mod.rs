@@ -15,6 +15,7 @@ mod json_diff;
 mod new;
 mod outbox;
 mod output;
+mod place;
 mod process;
 mod projection;
 mod replay;

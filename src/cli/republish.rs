@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::events::{Start, spans};
+use super::place::{Place, spans};
 use super::{Output, Program, WRONG_USAGE, WrongUsage};
 use crate::app::install;
 use crate::kafka::topics::{self, TopicSpec};
@@ -22,7 +22,7 @@ use crate::store::{DatabaseRole, connect, destinations};
 pub(super) struct RepublishArgs {
     /// beginning, or PARTITION:SEQ (may be repeated; then only the partitions named)
     #[arg(long, default_value = "beginning", value_name = "WHERE")]
-    from: Vec<Start>,
+    from: Vec<Place>,
     /// The topic to write; made with as many partitions when it is not there. The pipeline's own events
     /// topic, made anew or cut short, gets back what was published on it, byte for byte
     #[arg(long, value_name = "NAME", value_parser = topics::checked_name)]
@@ -101,10 +101,10 @@ fn check(args: &RepublishArgs, settings: &Settings, restores: bool, is_ours: boo
         let whose = "belongs to the pipeline and is written by it alone; name another topic with --to-topic";
         return Err(WrongUsage(format!("{topic} {whose}")));
     }
-    if args.from.contains(&Start::End) {
+    if args.from.contains(&Place::End) {
         return Err(WrongUsage("--from end sends nothing: say beginning, or places PARTITION:SEQ".into()));
     }
-    if restores && args.from != [Start::Beginning] {
+    if restores && args.from != [Place::Beginning] {
         return Err(WrongUsage(format!(
             "{topic} is the pipeline's own and gets all that was published: leave --from out"
         )));

@@ -24,8 +24,8 @@ use super::reads::{self, ListQuery};
 use super::{Plain, PlainContext, history_table, shapes};
 use crate::api::problem::{INVALID_COMMAND, INVALID_JSON};
 use crate::api::{
-    Api, CommandHeaders, CommandQuery, Envelope, FollowHeaders, HistoryQuery, Id, JsonBody, OpenApiRouter, PathOf,
-    Problem, QueryOf, ReadHeaders, Submission,
+    Api, CommandHeaders, CommandQuery, FollowHeaders, HistoryQuery, Id, JsonBody, OpenApiRouter, PathOf, Problem,
+    QueryOf, ReadHeaders, RequestEnvelope, Submission,
 };
 use crate::engine::{Aggregate, BoundedContext};
 
@@ -85,7 +85,7 @@ impl<P: PlainContext> Routes<P> {
             post(
                 async move |State(api): State<Arc<Api>>,
                             Addressed(stream),
-                            envelope: Envelope,
+                            envelope: RequestEnvelope,
                             JsonBody(body): JsonBody| {
                     send::<P>(&api, envelope, (path, name), stream, &body, waits).await
                 },
@@ -238,7 +238,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Addressed {
 
 async fn send<P: PlainContext>(
     api: &Api,
-    envelope: Envelope,
+    envelope: RequestEnvelope,
     (path, name): (&str, &str),
     stream: Option<Uuid>,
     body: &[u8],

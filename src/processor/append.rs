@@ -14,7 +14,7 @@ use crate::store::{DeadLetter, dead_letters};
 
 use super::batch::Batch;
 use super::decide::Decided;
-use super::retry::Failure;
+use super::retry::BatchFailure;
 use super::session::Session;
 use super::{Payload, Scope};
 
@@ -86,7 +86,7 @@ pub(super) async fn append<C: BoundedContext>(
     batch: &Batch<Payload<C>>,
     decided: &mut Decided<C::Aggregate>,
     snapshot_every: i64,
-) -> Result<(), Failure> {
+) -> Result<(), BatchFailure> {
     park(session, scope, batch, decided).await?;
     let snapshots = Snapshots::due(scope, decided, snapshot_every);
     let decided = &*decided;
@@ -103,17 +103,17 @@ pub(super) async fn append<C: BoundedContext>(
         ))
     };
     let (events, results, outcomes, counters, kept, committed) = session.round_trip("write a batch", answers).await?;
-    let events = events.map_err(Failure::at("append events"))?;
-    let results = results.map_err(Failure::at("append results"))?;
-    let outcomes = outcomes.map_err(Failure::at("record outcomes"))?;
-    let counters = counters.map_err(Failure::at("move the counters"))?;
-    kept.map_err(Failure::at("keep snapshots"))?;
-    committed.map_err(Failure::at("commit"))?;
+    let events = events.map_err(BatchFailure::at("append events"))?;
+    let results = results.map_err(BatchFailure::at("append results"))?;
+    let outcomes = outcomes.map_err(BatchFailure::at("record outcomes"))?;
+    let counters = counters.map_err(BatchFailure::at("move the counters"))?;
+    kept.map_err(BatchFailure::at("keep snapshots"))?;
+    committed.map_err(BatchFailure::at("commit"))?;
     let wanted = [decided.events.len(), decided.results.len(), decided.outcomes.len(), decided.counters.len()];
     let written = [events, results, outcomes, counters];
     if wanted.map(|count| count as u64) != written {
         // Committed, and not what was meant: the store itself is not as we believe.
-        return Err(Failure::World(format!("a batch of {wanted:?} rows wrote {written:?}")));
+        return Err(BatchFailure::World(format!("a batch of {wanted:?} rows wrote {written:?}")));
     }
     Ok(())
 }
@@ -124,7 +124,7 @@ async fn park<C: BoundedContext>(
     scope: &Scope<C>,
     batch: &Batch<Payload<C>>,
     decided: &Decided<C::Aggregate>,
-) -> Result<(), Failure> {
+) -> Result<(), BatchFailure> {
     let letter = |(index, code, reason): &(usize, &'static str, String)| {
         let command = &batch.commands[*index];
         let record = &command.record;
@@ -149,7 +149,7 @@ async fn park<C: BoundedContext>(
     if letters.is_empty() {
         return Ok(());
     }
-    let parked = async { dead_letters::park(&*session.client, &letters).await.map_err(Failure::from) };
+    let parked = async { dead_letters::park(&*session.client, &letters).await.map_err(BatchFailure::from) };
     session.round_trip("park dead letters", parked).await
 }
 

@@ -17,7 +17,7 @@ use super::cache::Cached;
 use super::intake::{Ask, COMMAND_FAILED, Incoming, clean_reason};
 use super::load::Loaded;
 use super::outcome::{IdScope, Outcome};
-use super::retry::Failure;
+use super::retry::BatchFailure;
 use super::{Payload, Scope};
 
 /// An event to append.
@@ -73,12 +73,12 @@ impl Verdict {
 /// Decides every live command of the batch.
 ///
 /// # Errors
-/// [`Failure::Command`] names a command that has to be given up before the batch can be decided.
+/// [`BatchFailure::Command`] names a command that has to be given up before the batch can be decided.
 pub(super) fn decide<C: BoundedContext>(
     scope: &Scope<C>,
     batch: &Batch<Payload<C>>,
     loaded: Loaded<C::Aggregate>,
-) -> Result<Decided<C::Aggregate>, Failure> {
+) -> Result<Decided<C::Aggregate>, BatchFailure> {
     let commands = batch.commands.len();
     let mut desk = Desk {
         scope,
@@ -113,7 +113,7 @@ struct Desk<'a, C: BoundedContext> {
 }
 
 impl<C: BoundedContext> Desk<'_, C> {
-    fn handle(&mut self, index: usize, command: &Incoming<Payload<C>>) -> Result<(), Failure> {
+    fn handle(&mut self, index: usize, command: &Incoming<Payload<C>>) -> Result<(), BatchFailure> {
         let scope = command.scope();
         let first = match self.fresh.get(&scope) {
             Some(place) => Some(&self.decided.outcomes[*place]),
@@ -175,8 +175,8 @@ impl<C: BoundedContext> Desk<'_, C> {
         command: &Incoming<Payload<C>>,
         payload: &Payload<C>,
         expected_version: Option<i64>,
-    ) -> Result<Verdict, Failure> {
-        let unloaded = || Failure::World(format!("stream {} was not loaded", command.stream_id));
+    ) -> Result<Verdict, BatchFailure> {
+        let unloaded = || BatchFailure::World(format!("stream {} was not loaded", command.stream_id));
         let stream = self.decided.streams.get_mut(&command.stream_id).ok_or_else(unloaded)?;
         if let Some(expected) = expected_version.filter(|expected| *expected != stream.version) {
             let reason = format!("expected version {expected}, the stream is at version {}", stream.version);
@@ -197,10 +197,10 @@ impl<C: BoundedContext> Desk<'_, C> {
         };
         let encoded: Result<Vec<Encoded>, _> = events.iter().map(|event| encode(self.scope, event)).collect();
         let encoded =
-            encoded.map_err(|reason| Failure::Command(index, format!("its event cannot be written: {reason}")))?;
+            encoded.map_err(|reason| BatchFailure::Command(index, format!("its event cannot be written: {reason}")))?;
         let evolved = panics::contain(|| events.iter().for_each(|event| stream.state.evolve(event)));
         // The state may be half changed: the batch is loaded anew, without this command.
-        evolved.map_err(|panic| Failure::Command(index, format!("applying its event panicked: {panic}")))?;
+        evolved.map_err(|panic| BatchFailure::Command(index, format!("applying its event panicked: {panic}")))?;
         let counter = (command.destination, self.scope.events.id);
         let last_seq = self.last_seq.entry(counter).or_default();
         let mut seq = None;

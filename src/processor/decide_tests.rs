@@ -13,7 +13,7 @@ use super::cache::Cached;
 use super::decide::{Decided, decide};
 use super::intake::{Ask, Intake};
 use super::load::Loaded;
-use super::retry::Failure;
+use super::retry::BatchFailure;
 use super::{Payload, Scope};
 use crate::kafka::{Record, TopicPartition};
 use crate::store::Destination;
@@ -261,7 +261,7 @@ fn an_event_that_no_record_can_carry_names_its_command() {
     large["owner"] = "c".repeat(2_000).into();
     let batch = batch_of(&[(0, open(id(1), id(11))), (0, large)]);
     match decide(&scope(), &batch, loaded(&batch)) {
-        Err(Failure::Command(1, reason)) => assert!(reason.contains("topics.event_bytes_max"), "{reason}"),
+        Err(BatchFailure::Command(1, reason)) => assert!(reason.contains("topics.event_bytes_max"), "{reason}"),
         other => panic!("{:?}", other.map(|decided| codes(&decided).join(" "))),
     }
 }

@@ -20,7 +20,7 @@ use super::intake::Ask;
 use super::outcome::{IdScope, Outcome};
 use super::replays;
 use super::restore;
-use super::retry::Failure;
+use super::retry::BatchFailure;
 use super::session::Session;
 use super::{Payload, Scope};
 
@@ -117,7 +117,7 @@ pub(super) async fn load<C: BoundedContext>(
     scope: &Scope<C>,
     states: &mut States<C::Aggregate>,
     batch: &mut Batch<Payload<C>>,
-) -> Result<Loaded<C::Aggregate>, Failure> {
+) -> Result<Loaded<C::Aggregate>, BatchFailure> {
     let wanted = Wanted::<C::Aggregate>::of(batch, states);
     let ids = Ids::of(batch);
     let mut partitions = ids.partitions.clone();
@@ -138,15 +138,15 @@ pub(super) async fn load<C: BoundedContext>(
         ))
     };
     let (begun, counters, moved, stored, outcomes) = session.round_trip("load a batch", answers).await?;
-    begun.map_err(Failure::at("begin"))?;
-    let counters = counters.map_err(Failure::at("lock the counters"))?;
-    let moved = moved.map_err(Failure::at("move the offsets"))?;
-    let stored = stored.map_err(Failure::at("load streams"))?;
-    let outcomes = outcomes.map_err(Failure::at("load outcomes"))?;
+    begun.map_err(BatchFailure::at("begin"))?;
+    let counters = counters.map_err(BatchFailure::at("lock the counters"))?;
+    let moved = moved.map_err(BatchFailure::at("move the offsets"))?;
+    let stored = stored.map_err(BatchFailure::at("load streams"))?;
+    let outcomes = outcomes.map_err(BatchFailure::at("load outcomes"))?;
 
     if counters.len() != partitions.len() * topics.len() {
         let reason = format!("topic {} lacks counters; run `throughline db apply`", scope.events.name);
-        return Err(Failure::World(reason));
+        return Err(BatchFailure::World(reason));
     }
     mark_lost(batch, &moved, &scope.groups);
     let mut known = outcomes.iter().map(outcome).collect();

@@ -14,7 +14,7 @@ use crate::kafka::Record;
 
 use super::batch::Batch;
 use super::outcome::{IdScope, Outcome};
-use super::retry::Failure;
+use super::retry::BatchFailure;
 use super::session::Session;
 use super::{Payload, Scope, load};
 
@@ -55,10 +55,11 @@ pub(super) async fn honour<C: BoundedContext>(
     scope: &Scope<C>,
     batch: &mut Batch<Payload<C>>,
     outcomes: &mut HashMap<IdScope, Outcome>,
-) -> Result<(), Failure> {
+) -> Result<(), BatchFailure> {
     let digest = |record: &Record| Sha256::digest(record.value.as_deref().unwrap_or_default()).to_vec();
     let digests: Vec<Vec<u8>> = batch.live().map(|(_, command)| digest(&command.record)).collect();
-    let rows = session.client.query(PERMITS, &[&digests]).await.map_err(Failure::at("look for commands sent again"))?;
+    let rows =
+        session.client.query(PERMITS, &[&digests]).await.map_err(BatchFailure::at("look for commands sent again"))?;
     let mut matched: HashSet<usize> = HashSet::new();
     let mut letters = Vec::new();
     for permit in rows.iter().map(permit) {
@@ -85,17 +86,17 @@ pub(super) async fn honour<C: BoundedContext>(
         .client
         .query_one("select throughline.use_replays($1, $2)", &[&scope.events.id, &letters])
         .await
-        .map_err(Failure::at("use up permits of commands sent again"))?
+        .map_err(BatchFailure::at("use up permits of commands sent again"))?
         .get(0);
     if used != letters.len() as i64 {
-        return Err(Failure::World("another processor met the same commands".into()));
+        return Err(BatchFailure::World("another processor met the same commands".into()));
     }
     tracing::info!(commands = letters.len(), "dead commands are decided anew");
     let scopes = || matched.iter().map(|index| batch.commands[*index].scope());
     scopes().for_each(|scope| drop(outcomes.remove(&scope)));
     let left = load::load_outcomes(session, scope.events.id, &load::Ids::at(scopes()))
         .await
-        .map_err(Failure::at("load outcomes of commands sent again"))?;
+        .map_err(BatchFailure::at("load outcomes of commands sent again"))?;
     outcomes.extend(left.iter().map(load::outcome));
     Ok(())
 }

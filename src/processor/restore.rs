@@ -14,7 +14,7 @@ use crate::engine::{Aggregate, BoundedContext, EventCodec};
 use super::Scope;
 use super::cache::Cached;
 use super::load::Wanted;
-use super::retry::Failure;
+use super::retry::BatchFailure;
 use super::session::Session;
 
 /// A stored event: its version and its bytes, within a row.
@@ -26,7 +26,7 @@ pub(super) async fn streams<C: BoundedContext>(
     scope: &Scope<C>,
     wanted: Wanted<C::Aggregate>,
     rows: &[Row],
-) -> Result<HashMap<Uuid, Cached<C::Aggregate>>, Failure> {
+) -> Result<HashMap<Uuid, Cached<C::Aggregate>>, BatchFailure> {
     let mut held = wanted.held;
     let mut unreadable = Vec::new();
     let mut stored: HashMap<usize, Vec<Stored<'_>>> = HashMap::new();
@@ -64,7 +64,7 @@ pub(super) async fn streams<C: BoundedContext>(
             Err(reason) => corrupt.push((stream_id, reason)),
         }
     }
-    if corrupt.is_empty() { Ok(streams) } else { Err(Failure::Corrupt(corrupt)) }
+    if corrupt.is_empty() { Ok(streams) } else { Err(BatchFailure::Corrupt(corrupt)) }
 }
 
 fn empty<A: Aggregate>() -> Cached<A> {
@@ -86,7 +86,7 @@ async fn from_the_start<C: BoundedContext>(
     partitions: &[i32],
     streams: &[Uuid],
     places: &[usize],
-) -> Result<Vec<Row>, Failure> {
+) -> Result<Vec<Row>, BatchFailure> {
     if places.is_empty() {
         return Ok(Vec::new());
     }
@@ -97,7 +97,7 @@ async fn from_the_start<C: BoundedContext>(
     let step = "load events from the start";
     let answer = async {
         let parameters: [&(dyn ToSql + Sync); 5] = [&scope.events.id, &partitions, &streams, &known, &shape];
-        session.client.query(&session.load_streams, &parameters).await.map_err(Failure::at(step))
+        session.client.query(&session.load_streams, &parameters).await.map_err(BatchFailure::at(step))
     };
     session.round_trip(step, answer).await
 }

@@ -14,7 +14,7 @@ use crate::store::{Blame, StoreError};
 
 /// Why a batch did not commit.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum BatchFailure {
     /// The database is away, or not as it has to be. The outcome of a commit may be unknown: the
     /// compare-and-set of the next try finds out.
     World(String),
@@ -32,7 +32,7 @@ pub(super) enum Failure {
     Corrupt(Vec<(Uuid, String)>),
 }
 
-impl Failure {
+impl BatchFailure {
     /// Judges a driver error, naming the step it happened in.
     pub fn at(step: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |error| Self::from(StoreError::at(step)(error))
@@ -44,7 +44,7 @@ impl Failure {
     }
 }
 
-impl From<StoreError> for Failure {
+impl From<StoreError> for BatchFailure {
     fn from(error: StoreError) -> Self {
         let reason = error.to_string();
         match error.blame() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::Statement;
 
-use super::retry::Failure;
+use super::retry::BatchFailure;
 use crate::settings::DatabaseSettings;
 use crate::store::{self, DatabaseRole, Line, StoreError, connect};
 
@@ -76,8 +76,8 @@ impl Session {
     pub async fn round_trip<T>(
         &self,
         step: &'static str,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
+        work: impl Future<Output = Result<T, BatchFailure>>,
+    ) -> Result<T, BatchFailure> {
         store::bounded(self.limit, step, work).await
     }
 

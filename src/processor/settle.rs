@@ -13,7 +13,7 @@ use crate::engine::BoundedContext;
 use super::Payload;
 use super::batch::Batch;
 use super::intake::{Ask, COMMAND_FAILED};
-use super::retry::{Backoff, Failure};
+use super::retry::{Backoff, BatchFailure};
 use super::worker::Worker;
 
 /// Tries of what cannot be asked for in smaller parts, without being to blame; then its partition makes way for
@@ -63,16 +63,16 @@ impl<C: BoundedContext> Worker<C> {
         &mut self,
         todo: &mut Vec<Batch<Payload<C>>>,
         mut batch: Batch<Payload<C>>,
-        failure: Failure,
+        failure: BatchFailure,
         tries: &mut Tries,
     ) -> bool {
         let commands = batch.live().count();
         match failure {
-            Failure::World(reason) | Failure::NoPartition(reason) => {
+            BatchFailure::World(reason) | BatchFailure::NoPartition(reason) => {
                 todo.push(batch);
                 return self.wait_out(&reason, tries).await;
             }
-            Failure::Extent(reason) => {
+            BatchFailure::Extent(reason) => {
                 self.lanes.extent.shrink(commands);
                 if commands > 1 {
                     push_halves(todo, batch);
@@ -81,30 +81,30 @@ impl<C: BoundedContext> Worker<C> {
                 }
                 return self.wait_out(&reason, tries).await;
             }
-            Failure::Locked(reason) => {
+            BatchFailure::Locked(reason) => {
                 self.try_as_it_is(todo, batch, &reason, tries);
                 return self.wait_out(&reason, tries).await;
             }
-            Failure::Command(index, reason) => {
+            BatchFailure::Command(index, reason) => {
                 batch.commands[index].fail(reason);
                 todo.push(batch);
             }
-            Failure::Corrupt(streams) => {
+            BatchFailure::Corrupt(streams) => {
                 self.halt_streams(&batch, &streams);
                 todo.push(batch);
             }
-            Failure::Data(reason) if commands > 1 => {
+            BatchFailure::Data(reason) if commands > 1 => {
                 tracing::debug!(commands, reason, "a batch failed; looking for the cause");
                 push_halves(todo, batch);
             }
-            Failure::Data(reason) if !has_failed(&batch) => {
+            BatchFailure::Data(reason) if !has_failed(&batch) => {
                 let culprit = batch.live().next().map(|(index, _)| index);
                 if let Some(index) = culprit {
                     batch.commands[index].fail(reason);
                 }
                 todo.push(batch);
             }
-            Failure::Data(reason) => {
+            BatchFailure::Data(reason) => {
                 self.stand(&batch, &reason, "Mend what the reason names; it is tried again by itself.");
             }
         }

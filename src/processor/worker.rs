@@ -23,7 +23,7 @@ use super::batch::{Batch, Source};
 use super::cache::States;
 use super::intake::Intake;
 use super::lanes::Lanes;
-use super::retry::Failure;
+use super::retry::BatchFailure;
 use super::session::Session;
 use super::{Payload, Scope, append, decide, load};
 
@@ -145,7 +145,7 @@ impl<C: BoundedContext> Worker<C> {
     }
 
     /// One transaction. An error leaves nothing behind, save an unknown end of the commit.
-    pub(super) async fn attempt(&mut self, batch: &mut Batch<Payload<C>>) -> Result<(), Failure> {
+    pub(super) async fn attempt(&mut self, batch: &mut Batch<Payload<C>>) -> Result<(), BatchFailure> {
         let session = self.take_session().await?;
         let outcome = self.transact(&session, batch).await;
         for source in batch.sources.iter_mut().filter(|source| source.lost) {
@@ -163,7 +163,7 @@ impl<C: BoundedContext> Worker<C> {
             Err(failure) => {
                 // Of any other failure the session may be a part: it is dropped, and the server rolls back.
                 if failure.leaves_the_session() && session.roll_back().await {
-                    if let Failure::NoPartition(_) = failure {
+                    if let BatchFailure::NoPartition(_) = failure {
                         // Whoever keeps house has not seen yet that the clock was set; the next try finds them.
                         let extended = partitions::extend(&session.client, &self.settings.database);
                         let limit = self.settings.database.round_trip();
@@ -176,11 +176,11 @@ impl<C: BoundedContext> Worker<C> {
         }
     }
 
-    async fn transact(&mut self, session: &Session, batch: &mut Batch<Payload<C>>) -> Result<(), Failure> {
+    async fn transact(&mut self, session: &Session, batch: &mut Batch<Payload<C>>) -> Result<(), BatchFailure> {
         let loaded = load::load(session, &self.scope, &mut self.states, batch).await?;
         crash_point!("processor.after_load");
         if batch.is_done() {
-            let gone = || Failure::World("the connection broke while a batch was rolled back".into());
+            let gone = || BatchFailure::World("the connection broke while a batch was rolled back".into());
             return if session.roll_back().await { Ok(()) } else { Err(gone()) };
         }
         let mut decided = decide::decide(&self.scope, batch, loaded)?;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::checkpoint::{Checkpoint, Move};
 use super::decode::{self, Body, Decoded, Item};
-use super::handler::{self, Failure};
+use super::handler::{self, ApplyFailure};
 use super::transact::{self, Attempt};
 use super::{LIVE, Projector, park, reset};
 use crate::health::Heartbeat;
@@ -93,9 +93,9 @@ impl<E: Send + Sync + 'static> Applier<E> {
                     self.lost(&mut work, &lost);
                     work.ranges.push(range);
                 }
-                Err(Failure::World(error)) => self.wait_out(&mut work, range, &error).await,
-                Err(Failure::Extent(error)) => self.narrow(&mut work, &decoded, range, &error).await,
-                Err(Failure::Handler { code, reason }) => {
+                Err(ApplyFailure::World(error)) => self.wait_out(&mut work, range, &error).await,
+                Err(ApplyFailure::Extent(error)) => self.narrow(&mut work, &decoded, range, &error).await,
+                Err(ApplyFailure::Handler { code, reason }) => {
                     self.failed(&mut work, &mut decoded, range, code, reason).await;
                 }
             }
@@ -148,7 +148,7 @@ impl<E: Send + Sync + 'static> Applier<E> {
         decoded: &Decoded<E>,
         range: Range<usize>,
         held: &HashMap<i32, Checkpoint>,
-    ) -> Result<Attempt, Failure> {
+    ) -> Result<Attempt, ApplyFailure> {
         let items: Vec<&Item> =
             decoded.items[range].iter().filter(|item| held.contains_key(&item.record.source.partition)).collect();
         let moves = transact::moves(&items, &decoded.events, held);
@@ -156,12 +156,12 @@ impl<E: Send + Sync + 'static> Applier<E> {
             return Ok(Attempt::Applied(moves));
         }
         let projector = self.projector.clone();
-        let mut client = self.take_client().await.map_err(Failure::World)?;
+        let mut client = self.take_client().await.map_err(ApplyFailure::World)?;
         let ask =
             self.parked_open || items.iter().any(|item| matches!(item.body, Body::Poison { .. } | Body::Discarded));
         let outcome = transact::transact(&projector, &mut client, &items, &decoded.events, &moves, ask).await;
         // After a failure the connection may be busy with what was given up; an answer that names the data is one.
-        if outcome.is_ok() || matches!(outcome, Err(Failure::Handler { code: handler::REFUSED, .. })) {
+        if outcome.is_ok() || matches!(outcome, Err(ApplyFailure::Handler { code: handler::REFUSED, .. })) {
             self.client = Some(client);
         }
         let (attempt, parked) = outcome?;

@@ -23,7 +23,7 @@ pub(super) const REFUSED: &str = "DATABASE_REFUSED";
 
 /// Why a batch was not applied.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum ApplyFailure {
     /// The world's: try again, for ever.
     World(StoreError),
     /// The world's too, but of how much was asked or what that touches: try with less.
@@ -32,7 +32,7 @@ pub(super) enum Failure {
     Handler { code: &'static str, reason: String },
 }
 
-impl Failure {
+impl ApplyFailure {
     /// A failed statement of ours: never the handler's fault.
     pub(super) fn ours(step: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| StoreError::Statement { step, source }.into()
@@ -47,7 +47,7 @@ impl Failure {
     }
 }
 
-impl From<StoreError> for Failure {
+impl From<StoreError> for ApplyFailure {
     fn from(error: StoreError) -> Self {
         match error.blame() {
             Blame::World => Self::World(error),
@@ -61,7 +61,7 @@ pub(super) async fn apply<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
     events: &[Recorded<E>],
-) -> Result<(), Failure> {
+) -> Result<(), ApplyFailure> {
     if events.is_empty() {
         return Ok(());
     }
@@ -83,23 +83,23 @@ pub(super) async fn apply<E: Send + Sync>(
                 return Err(error.into());
             }
             let reason = format!("the handler did not finish {} events within {limit:?}", events.len());
-            return Err(Failure::Handler { code: TIMEOUT, reason });
+            return Err(ApplyFailure::Handler { code: TIMEOUT, reason });
         }
         Ok(Err(panic)) => {
-            return Err(Failure::Handler { code: "HANDLER_PANIC", reason: panic_text(panic.as_ref()) });
+            return Err(ApplyFailure::Handler { code: "HANDLER_PANIC", reason: panic_text(panic.as_ref()) });
         }
         Ok(Ok(outcome)) => outcome,
     };
     match outcome {
         Ok(()) => Ok(()),
-        Err(ProjectionError::Event(reason)) => Err(Failure::Handler { code: "HANDLER_REFUSED", reason }),
+        Err(ProjectionError::Event(reason)) => Err(ApplyFailure::Handler { code: "HANDLER_REFUSED", reason }),
         Err(ProjectionError::Database(source)) => {
             let too_slow = source.code() == Some(&SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT)
                 || (source.is_closed() && idled());
             if too_slow {
-                return Err(Failure::Handler { code: TIMEOUT, reason: store::describe(&source) });
+                return Err(ApplyFailure::Handler { code: TIMEOUT, reason: store::describe(&source) });
             }
-            Err(Failure::of_the_handler("apply a batch")(source))
+            Err(ApplyFailure::of_the_handler("apply a batch")(source))
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 use tokio_postgres::{Client, Transaction};
 
-use super::handler::{self, Failure};
+use super::handler::{self, ApplyFailure};
 use super::{LIVE, ProjectionLoopError, Projector, fill, gaps, switch};
 use crate::engine::Position;
 use crate::store::StoreError;
@@ -97,11 +97,11 @@ impl From<ProjectionLoopError> for Refusal {
     }
 }
 
-impl From<Failure> for Refusal {
-    fn from(failure: Failure) -> Self {
+impl From<ApplyFailure> for Refusal {
+    fn from(failure: ApplyFailure) -> Self {
         match failure {
-            Failure::World(error) | Failure::Extent(error) => error.into(),
-            Failure::Handler { code, reason } => Self::Handler(format!("{code}: {reason}")),
+            ApplyFailure::World(error) | ApplyFailure::Extent(error) => error.into(),
+            ApplyFailure::Handler { code, reason } => Self::Handler(format!("{code}: {reason}")),
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio_postgres::{Client, Transaction};
 
 use super::checkpoint::{self, Checkpoint, Move};
 use super::decode::{Body, Item};
-use super::handler::{self, Failure};
+use super::handler::{self, ApplyFailure};
 use super::{LIVE, Projector, gaps, park};
 use crate::engine::Recorded;
 use crate::store::{DeadLetter, bounded};
@@ -51,12 +51,12 @@ pub(super) async fn transact<E: Send + Sync>(
     events: &[Recorded<E>],
     moves: &[Move],
     ask: bool,
-) -> Result<(Attempt, bool), Failure> {
+) -> Result<(Attempt, bool), ApplyFailure> {
     let limit = projector.settings.database.round_trip();
-    let begun = async { client.transaction().await.map_err(Failure::ours("begin a batch")) };
+    let begun = async { client.transaction().await.map_err(ApplyFailure::ours("begin a batch")) };
     let tx = bounded(limit, "begin a batch", begun).await?;
     let advance = bounded(limit, "move checkpoints", async {
-        checkpoint::advance(&tx, projector.name(), moves).await.map_err(Failure::ours("move checkpoints"))
+        checkpoint::advance(&tx, projector.name(), moves).await.map_err(ApplyFailure::ours("move checkpoints"))
     });
     let (moved, applied, parked) = if ask {
         let moved = advance.await?;
@@ -84,8 +84,10 @@ pub(super) async fn transact<E: Send + Sync>(
     applied?;
     crate::crash_point!("projection.before_commit");
     // Deferred constraints and triggers speak here, for the handler's rows.
-    bounded(limit, "commit a batch", async { tx.commit().await.map_err(Failure::of_the_handler("commit a batch")) })
-        .await?;
+    bounded(limit, "commit a batch", async {
+        tx.commit().await.map_err(ApplyFailure::of_the_handler("commit a batch"))
+    })
+    .await?;
     crate::crash_point!("projection.after_commit");
     Ok((Attempt::Applied(moves.to_vec()), parked))
 }
@@ -102,10 +104,10 @@ async fn split_parked<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
     items: &[&Item],
-) -> Result<Split, Failure> {
+) -> Result<Split, ApplyFailure> {
     let keys: Vec<&[u8]> = items.iter().filter_map(|item| item.record.key.as_deref()).collect();
     let mut parked =
-        park::open_keys(tx, &projector.group, &keys).await.map_err(Failure::ours("look for parked keys"))?;
+        park::open_keys(tx, &projector.group, &keys).await.map_err(ApplyFailure::ours("look for parked keys"))?;
     let (mut letters, mut left_out, mut apply) = (Vec::new(), Vec::new(), Vec::new());
     for item in items {
         let key = item.record.key.as_ref();
@@ -153,7 +155,7 @@ async fn apply_runs<E: Send + Sync>(
     tx: &Transaction<'_>,
     events: &[Recorded<E>],
     runs: &[Range<usize>],
-) -> Result<(), Failure> {
+) -> Result<(), ApplyFailure> {
     for run in runs {
         handler::apply(projector, tx, &events[run.clone()]).await?;
     }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::RelayError;
 use super::lease::PartitionKey;
-use super::partition::{Alarm, State, start_after};
+use super::partition::{Alarm, Phase, start_after};
 use super::publishing_loop::PublishingLoop;
 use super::tail::{self, Tail, TailRequest};
 use crate::kafka::KafkaError;
@@ -63,9 +63,9 @@ impl PublishingLoop {
         let now = Instant::now();
         let (mut held, mut targets) = (Vec::new(), Vec::new());
         for (key, ours) in &mut self.partitions {
-            let (State::Unaligned { from } | State::Halted { until: from }) = ours.state else { continue };
+            let (Phase::Unaligned { from } | Phase::Halted { until: from }) = ours.state else { continue };
             if from <= now && !ours.hand_back {
-                ours.state = State::Aligning;
+                ours.state = Phase::Aligning;
                 held.push((*key, ours.epoch));
                 targets.push(ours.target.clone());
             }
@@ -141,7 +141,7 @@ impl PublishingLoop {
                 }
             };
             let (key, epoch) = held;
-            let Some(ours) = self.partitions.get_mut(&key).filter(|o| o.epoch == epoch && o.state == State::Aligning)
+            let Some(ours) = self.partitions.get_mut(&key).filter(|o| o.epoch == epoch && o.state == Phase::Aligning)
             else {
                 continue;
             };
@@ -170,7 +170,7 @@ impl PublishingLoop {
     fn miss_tail(&mut self, held: (PartitionKey, i64), error: &KafkaError) {
         if is_missing(error) {
             let text = format!("{error}. Run `throughline topics apply`, or check the relay's rights");
-            if self.partitions.get(&held.0).is_some_and(|o| o.epoch == held.1 && o.state == State::Aligning) {
+            if self.partitions.get(&held.0).is_some_and(|o| o.epoch == held.1 && o.state == Phase::Aligning) {
                 self.halt(held.0, Alarm { text, seq: None });
             }
             return;
@@ -179,12 +179,12 @@ impl PublishingLoop {
     }
 
     fn align_later(&mut self, (key, epoch): Held, error: Option<&KafkaError>) {
-        let Some(ours) = self.partitions.get_mut(&key).filter(|o| o.epoch == epoch && o.state == State::Aligning)
+        let Some(ours) = self.partitions.get_mut(&key).filter(|o| o.epoch == epoch && o.state == Phase::Aligning)
         else {
             return;
         };
         let wait = error.map_or(TAIL_RETRY.0, |_| ours.tail_retry.clamp(TAIL_RETRY.0, TAIL_RETRY.1));
-        ours.state = State::Unaligned { from: Instant::now() + wait };
+        ours.state = Phase::Unaligned { from: Instant::now() + wait };
         if let Some(error) = error {
             tracing::debug!(target = %ours.target, %error, "Kafka's tail cannot be read; tried again");
             ours.unread = Some(error.to_string());

@@ -49,6 +49,7 @@
 //! bounded so that the others always find some ([`crate::kafka::shares`]), its tail is read on its own
 //! ([`align`]), and after `relay.silence_ms` it is told as standing until it is acknowledged again.
 
+mod acknowledged;
 mod align;
 pub mod lease;
 mod pace;

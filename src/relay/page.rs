@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::RelayError;
 use super::lease::PartitionKey;
 use super::pace::ROOM_RETRY;
-use super::partition::{Alarm, Partition, State};
+use super::partition::{Alarm, Partition, Phase};
 use super::publisher::{Handed, Outgoing, Publisher};
 use super::publishing_loop::PublishingLoop;
 use super::reader::{OutboxRow, ReadRequest, source_of};
@@ -164,7 +164,7 @@ impl PublishingLoop {
 
     /// Whether the partition would hold more than its share. A record alone always goes.
     fn is_full(&self, key: PartitionKey, row: &OutboxRow) -> bool {
-        self.partitions.get(&key).filter(|ours| ours.state == State::Streaming).is_some_and(|ours| {
+        self.partitions.get(&key).filter(|ours| ours.state == Phase::Streaming).is_some_and(|ours| {
             let held = ours.acknowledged.in_flight_bytes();
             held > 0 && held + row.value().len() as u64 > ours.bytes_allowed
         })
@@ -201,7 +201,7 @@ impl PublishingLoop {
         let (Some(ours), Some(publisher)) = (self.partitions.get_mut(&key), &self.publisher) else {
             return Ok(Handed::Failed);
         };
-        if ours.state != State::Streaming {
+        if ours.state != Phase::Streaming {
             return Ok(Handed::Taken);
         }
         let seq = row.seq();
@@ -224,7 +224,7 @@ impl PublishingLoop {
         };
         if let Some(alarm) = refused {
             // Nothing behind it goes out, also of these rows.
-            ours.state = State::Halted { until: Instant::now() };
+            ours.state = Phase::Halted { until: Instant::now() };
             return Err(alarm);
         }
         let message_type = row.message_type();
@@ -244,7 +244,7 @@ impl PublishingLoop {
         });
         match handed {
             Handed::Taken => ours.sent = seq,
-            Handed::TooLarge => ours.state = State::Halted { until: Instant::now() },
+            Handed::TooLarge => ours.state = Phase::Halted { until: Instant::now() },
             Handed::Full | Handed::Failed => {}
         }
         Ok(handed)

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::acknowledged::{Acknowledged, Beginning};
 use super::lease::Lease;
-use super::publisher::Acknowledged;
 use super::tail::Tail;
 use crate::health::PartitionState;
 use crate::kafka::TopicPartition;
@@ -12,7 +12,7 @@ use crate::kafka::shares::Shares;
 
 /// See the picture in the module above.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum Phase {
     /// Acquired, or its producer ended: what Kafka holds must be learned first, from that time on.
     Unaligned {
         from: Instant,
@@ -46,7 +46,7 @@ const SEARCH_SPAN: i64 = 10_000;
 pub struct Partition {
     pub target: TopicPartition,
     pub epoch: i64,
-    pub state: State,
+    pub state: Phase,
     pub hand_back: bool,
     /// Where this producer began. Its first record goes alone: a broker that does not know the
     /// producer yet takes any sequence, so a second request would be appended although the first was
@@ -78,15 +78,6 @@ pub struct Partition {
     pub told: Option<PartitionState>,
 }
 
-/// Where publishing starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
-    /// Behind this number.
-    pub after: i64,
-    /// Numbers up to it that the topic does not hold, by the operator's leave.
-    pub missing: i64,
-}
-
 /// The look for a record that is too large: batches alone on their way, smaller after each refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Search {
@@ -110,11 +101,11 @@ impl Partition {
         Self {
             target: TopicPartition { topic: lease.topic.clone(), partition },
             epoch: lease.epoch,
-            state: State::Unaligned { from: Instant::now() },
+            state: Phase::Unaligned { from: Instant::now() },
             hand_back: lease.hand_back,
             start: lease.published,
             sent: lease.published,
-            acknowledged: Acknowledged::new(Start { after: lease.published, missing: 0 }),
+            acknowledged: Acknowledged::new(Beginning { after: lease.published, missing: 0 }),
             marked: lease.published,
             mean_bytes: 1,
             backlog: false,
@@ -154,9 +145,9 @@ impl Partition {
     /// For how long Kafka has not answered for it.
     pub fn silence(&mut self, now: Instant) -> Duration {
         let waits = match self.state {
-            State::Unaligned { .. } | State::Aligning => true,
-            State::Streaming => self.has_in_flight(),
-            State::Halted { .. } | State::Lost { .. } => false,
+            Phase::Unaligned { .. } | Phase::Aligning => true,
+            Phase::Streaming => self.has_in_flight(),
+            Phase::Halted { .. } | Phase::Lost { .. } => false,
         };
         if !waits || self.acknowledged.seq() != self.heard.1 {
             self.hear(now);
@@ -168,7 +159,7 @@ impl Partition {
     pub fn silence_alarm(&self, longest: Duration) -> Alarm {
         let seconds = longest.as_secs_f64();
         let next = self.acknowledged.seq() + 1;
-        if self.state == State::Streaming {
+        if self.state == Phase::Streaming {
             let text = format!("seq {next} was not acknowledged for {seconds} s. {SILENCE_CURE}");
             return Alarm { text, seq: Some(next) };
         }
@@ -177,13 +168,13 @@ impl Partition {
     }
 
     pub fn has_unmarked(&self) -> bool {
-        !matches!(self.state, State::Lost { .. }) && self.acknowledged.seq() > self.marked
+        !matches!(self.state, Phase::Lost { .. }) && self.acknowledged.seq() > self.marked
     }
 
     /// Whether the cause of the alarm is gone.
     pub fn is_alarm_over(&self) -> bool {
         self.alarm.as_ref().is_some_and(|alarm| {
-            self.state == State::Streaming && alarm.seq.is_none_or(|seq| seq <= self.acknowledged.seq())
+            self.state == Phase::Streaming && alarm.seq.is_none_or(|seq| seq <= self.acknowledged.seq())
         })
     }
 
@@ -200,7 +191,7 @@ impl Partition {
 
     /// Whether more of it may be asked for. Under an alarm only what is on its way tells more.
     pub fn is_read(&self) -> bool {
-        self.state == State::Streaming && !self.hand_back && !(self.alarm.is_some() && self.has_in_flight())
+        self.state == Phase::Streaming && !self.hand_back && !(self.alarm.is_some() && self.has_in_flight())
     }
 
     /// Rows that its share of the room allows now, and the bytes that they may come to; none while that is
@@ -243,21 +234,21 @@ impl Partition {
     }
 
     /// Starts publishing.
-    pub fn stream(&mut self, start: Start) {
-        let Start { after, .. } = start;
+    pub fn stream(&mut self, start: Beginning) {
+        let Beginning { after, .. } = start;
         self.search = self.search.filter(|search| search.until > after);
         self.start = after;
         self.sent = after;
         self.acknowledged = Acknowledged::new(start);
         (self.unread, self.tail_retry) = (None, Duration::ZERO);
-        self.state = State::Streaming;
+        self.state = Phase::Streaming;
     }
 
     /// Begins anew from what PostgreSQL has; what it did not take of ours, Kafka's tail tells.
     pub fn realign(&mut self) {
         self.sent = self.marked;
-        self.acknowledged = Acknowledged::new(Start { after: self.marked, missing: 0 });
-        self.state = State::Unaligned { from: Instant::now() };
+        self.acknowledged = Acknowledged::new(Beginning { after: self.marked, missing: 0 });
+        self.state = Phase::Unaligned { from: Instant::now() };
     }
 
     /// How far it is published, by PostgreSQL's word and ours. A watermark that we cannot have written
@@ -287,9 +278,9 @@ impl Partition {
 ///
 /// # Errors
 /// The topic and the store do not fit: the alarm to raise, with the next step.
-pub fn start_after(published: i64, last_seq: i64, tail: Tail, accept_loss: bool) -> Result<Start, String> {
+pub fn start_after(published: i64, last_seq: i64, tail: Tail, accept_loss: bool) -> Result<Beginning, String> {
     // The next record goes to the offset `next` or behind it.
-    let start = |after: i64, next: i64| Ok(Start { after, missing: (after - next).max(0) });
+    let start = |after: i64, next: i64| Ok(Beginning { after, missing: (after - next).max(0) });
     match tail {
         Tail::Expired { next } => start(published, next),
         Tail::Untouched if published == 0 || accept_loss => start(published, 0),
@@ -337,19 +328,19 @@ mod tests {
         partition.sent = 1;
         assert_eq!(partition.rows_wanted(4_000), None);
         assert!(!partition.search_for_culprit(1), "the first record alone is the culprit");
-        partition.acknowledged = Acknowledged::new(Start { after: 1, missing: 0 });
+        partition.acknowledged = Acknowledged::new(Beginning { after: 1, missing: 0 });
         assert_eq!(partition.rows_wanted(4_000), Some(4_000));
         for rows in [512, 64, 8, 1] {
             assert!(partition.search_for_culprit(7));
             assert_eq!(partition.rows_wanted(4_000), Some(rows));
         }
         assert!(!partition.search_for_culprit(7), "a single record is the culprit");
-        partition.stream(Start { after: 7 + SEARCH_SPAN, missing: 0 });
+        partition.stream(Beginning { after: 7 + SEARCH_SPAN, missing: 0 });
         assert_eq!(partition.search, None);
     }
 
-    fn start(after: i64, missing: i64) -> Result<Start, String> {
-        Ok(Start { after, missing })
+    fn start(after: i64, missing: i64) -> Result<Beginning, String> {
+        Ok(Beginning { after, missing })
     }
 
     #[test]
@@ -382,7 +373,7 @@ mod tests {
     fn a_watermark_that_was_moved_by_hand_counts() {
         let lease = Lease { epoch: 1, published: 5, topic: "t".into(), hand_back: false };
         let mut partition = Partition::new(0, &lease);
-        partition.acknowledged = Acknowledged::new(Start { after: 8, missing: 0 });
+        partition.acknowledged = Acknowledged::new(Beginning { after: 8, missing: 0 });
         assert_eq!(partition.take_published(5), 8, "ours is only not marked yet");
         assert_eq!((partition.take_published(7), partition.marked), (8, 7), "the answer to a mark was lost");
         assert_eq!((partition.take_published(20), partition.marked), (20, 20));

@@ -4,7 +4,7 @@
 //! still holds, and the next one starts from what Kafka then has. Never `flush()`: it costs 100 ms;
 //! delivery reports are counted instead. Knows no PostgreSQL.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::Notify;
 
-use super::partition::Start;
+use super::acknowledged::Acknowledged;
 use crate::kafka::{KafkaError, Tended, TopicPartition, client, voice};
 use crate::settings::KafkaSettings;
 
@@ -24,56 +24,16 @@ use crate::settings::KafkaSettings;
 /// record of one from leaving alone.
 const PRODUCER_LINGER_MS: u32 = 1;
 
-/// Acknowledgements of one partition within one generation: every record up to `seq` is in Kafka.
-#[derive(Debug)]
-pub struct Acknowledged {
-    seq: AtomicI64,
-    /// Numbers that the topic is known to lack: accepted by an operator.
-    missing: i64,
-    /// Bytes of values on their way.
-    bytes: AtomicUsize,
-}
-
-impl Acknowledged {
-    /// Nothing beyond `start` is known to be in Kafka.
-    pub fn new(start: Start) -> Arc<Self> {
-        Arc::new(Self { seq: AtomicI64::new(start.after), missing: start.missing, bytes: AtomicUsize::new(0) })
-    }
-
-    /// The contiguous watermark.
-    pub fn seq(&self) -> i64 {
-        self.seq.load(Ordering::Acquire)
-    }
-
-    /// Bytes of values handed over and not yet reported on.
-    pub fn in_flight_bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Acquire) as u64
-    }
-
-    /// Moves to `seq`, which Kafka holds at `offset`: below zero where the broker did not tell.
-    ///
-    /// # Errors
-    /// It is not the next number; or it stands where its predecessors have no room: a topic made anew
-    /// or cut off beneath us takes any record.
-    fn advance(&self, seq: i64, offset: i64) -> Result<(), String> {
-        if offset >= 0 && offset + 1 < seq - self.missing {
-            return Err(format!("seq {seq} was put at offset {offset}: records before it are gone from the topic"));
-        }
-        let moved = self.seq.compare_exchange(seq - 1, seq, Ordering::AcqRel, Ordering::Acquire);
-        moved.map(drop).map_err(|last| format!("seq {seq} was acknowledged out of turn, after {last}"))
-    }
-}
-
 /// What ended a generation.
 #[derive(Debug, Clone)]
-pub struct Failure {
+pub struct SendFailure {
     /// The record that failed; none when the producer as a whole did.
     pub record: Option<(TopicPartition, i64)>,
     pub code: Option<RDKafkaErrorCode>,
     pub reason: String,
 }
 
-impl Failure {
+impl SendFailure {
     /// How much it explains.
     fn rank(&self) -> u8 {
         match (&self.record, self.code) {
@@ -130,14 +90,14 @@ pub struct Deliveries {
     bytes: AtomicUsize,
     half: usize,
     failed: AtomicBool,
-    failure: Mutex<Option<Failure>>,
+    failure: Mutex<Option<SendFailure>>,
     progress: Arc<Notify>,
     latency: Histogram,
     published: Counter,
 }
 
 impl Deliveries {
-    fn fail(&self, failure: Failure) {
+    fn fail(&self, failure: SendFailure) {
         let mut told = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         // The first of its rank: a fatal error is announced before the record that caused it.
         if told.as_ref().is_none_or(|told| told.rank() < failure.rank()) {
@@ -149,13 +109,13 @@ impl Deliveries {
     }
 
     /// What ended the generation, as far as reports came in.
-    pub fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<SendFailure> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn settle(&self, delivery: &Delivery) {
         self.bytes.fetch_sub(delivery.bytes, Ordering::AcqRel);
-        delivery.acknowledged.bytes.fetch_sub(delivery.bytes, Ordering::AcqRel);
+        delivery.acknowledged.left(delivery.bytes);
         let left = self.rows.fetch_sub(1, Ordering::AcqRel) - 1;
         if left == 0 || left == self.half {
             self.progress.notify_one();
@@ -191,12 +151,12 @@ impl ProducerContext for Deliveries {
                         }
                         Err(reason) => {
                             let record = Some((delivery.target.clone(), delivery.seq));
-                            self.fail(Failure { record, code: None, reason });
+                            self.fail(SendFailure { record, code: None, reason });
                         }
                     }
                 }
             }
-            Err((error, _)) => self.fail(Failure {
+            Err((error, _)) => self.fail(SendFailure {
                 record: Some((delivery.target.clone(), delivery.seq)),
                 code: error.rdkafka_error_code(),
                 reason: error.to_string(),
@@ -284,7 +244,7 @@ impl Publisher {
         });
         deliveries.rows.fetch_add(1, Ordering::AcqRel);
         deliveries.bytes.fetch_add(bytes, Ordering::AcqRel);
-        record.acknowledged.bytes.fetch_add(bytes, Ordering::AcqRel);
+        record.acknowledged.handed(bytes);
         let outcome = self.producer.send(
             BaseRecord::with_opaque_to(&record.target.topic, delivery)
                 .partition(record.target.partition)
@@ -301,7 +261,7 @@ impl Publisher {
             Some(RDKafkaErrorCode::QueueFull) => Handed::Full,
             Some(RDKafkaErrorCode::MessageSizeTooLarge) => Handed::TooLarge,
             code => {
-                deliveries.fail(Failure {
+                deliveries.fail(SendFailure {
                     record: Some((record.target.clone(), record.seq)),
                     code,
                     reason: error.to_string(),
@@ -325,13 +285,13 @@ impl Publisher {
     pub fn has_failed(&self) -> bool {
         if let Some((_, reason)) = self.producer.client().fatal_error() {
             let reason = format!("the producer cannot go on: {reason}");
-            self.deliveries().fail(Failure { record: None, code: Some(RDKafkaErrorCode::Fatal), reason });
+            self.deliveries().fail(SendFailure { record: None, code: Some(RDKafkaErrorCode::Fatal), reason });
         }
         self.deliveries().failed.load(Ordering::Acquire)
     }
 
     /// Ends the generation with all it still holds, and says what it failed from. Blocks.
-    pub fn end(self) -> Option<Failure> {
+    pub fn end(self) -> Option<SendFailure> {
         let deliveries = self.deliveries().clone();
         // The reports of what is dropped tell which record caused a fatal error.
         drop(self);

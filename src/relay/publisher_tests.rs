@@ -7,6 +7,7 @@ use rdkafka::bindings::rd_kafka_test_fatal_error;
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::RDKafkaRespErr;
 
+use super::super::acknowledged::Beginning;
 use super::*;
 
 /// Idle, and with a record on its way that no broker takes.
@@ -16,7 +17,7 @@ fn a_fatal_error_ends_a_producer_idle_or_busy() {
     cluster.create_topic("t", 1, 1).expect("a topic");
     let settings = KafkaSettings { brokers: cluster.bootstrap_servers(), ..KafkaSettings::default() };
     let target = TopicPartition { topic: "t".into(), partition: 0 };
-    let acknowledged = Acknowledged::new(Start { after: 0, missing: 0 });
+    let acknowledged = Acknowledged::new(Beginning { after: 0, missing: 0 });
     for busy in [false, true] {
         let publisher = Publisher::new(&settings, 10, Arc::new(Notify::new())).expect("a producer");
         let hand_over = || {
@@ -52,7 +53,7 @@ fn a_fatal_error_ends_a_producer_idle_or_busy() {
 
 #[test]
 fn acknowledgements_count_without_a_hole() {
-    let acknowledged = Acknowledged::new(Start { after: 7, missing: 0 });
+    let acknowledged = Acknowledged::new(Beginning { after: 7, missing: 0 });
     assert!(acknowledged.advance(9, 8).is_err() && acknowledged.advance(7, 8).is_err());
     assert!(acknowledged.advance(8, 7).is_ok() && acknowledged.advance(9, 20).is_ok());
     assert!(acknowledged.advance(10, -1).is_ok(), "a broker that took it before does not tell where");
@@ -61,10 +62,10 @@ fn acknowledgements_count_without_a_hole() {
 
 #[test]
 fn a_record_where_its_predecessors_have_no_room_is_told() {
-    let acknowledged = Acknowledged::new(Start { after: 7, missing: 0 });
+    let acknowledged = Acknowledged::new(Beginning { after: 7, missing: 0 });
     assert!(acknowledged.advance(8, 6).unwrap_err().contains("offset 6"));
     assert_eq!(acknowledged.seq(), 7);
-    let accepted = Acknowledged::new(Start { after: 7, missing: 7 });
+    let accepted = Acknowledged::new(Beginning { after: 7, missing: 7 });
     assert!(accepted.advance(8, 0).is_ok() && accepted.advance(9, 0).is_err());
 }
 

@@ -14,8 +14,8 @@ use super::RelayError;
 use super::align::Alignment;
 use super::lease::{LeaseTable, Leases, PartitionKey};
 use super::pace::Pace;
-use super::partition::{Alarm, Partition, State};
-use super::publisher::{Failure, Publisher};
+use super::partition::{Alarm, Partition, Phase};
+use super::publisher::{Publisher, SendFailure};
 use super::reader::Reader;
 use super::spell::Spell;
 use super::telling::reason_and_cure;
@@ -140,7 +140,7 @@ impl PublishingLoop {
         let lost_in_flight = self.partitions.iter().any(|(key, ours)| gone(key, ours) && ours.has_in_flight());
         for ours in self.partitions.values_mut() {
             // Renewed since: the lease is ours after all, and the watermark was moved by somebody else.
-            if matches!(ours.state, State::Lost { at } if table.renewed_at.is_some_and(|renewed| renewed > at)) {
+            if matches!(ours.state, Phase::Lost { at } if table.renewed_at.is_some_and(|renewed| renewed > at)) {
                 ours.realign();
             }
         }
@@ -177,13 +177,13 @@ impl PublishingLoop {
         self.alignment = Alignment::default();
         for ours in self.partitions.values_mut() {
             let interrupted = match ours.state {
-                State::Streaming | State::Aligning => true,
+                Phase::Streaming | Phase::Aligning => true,
                 // Stopped before a record, with those before it on their way.
-                State::Halted { .. } => ours.has_in_flight(),
-                State::Unaligned { .. } | State::Lost { .. } => false,
+                Phase::Halted { .. } => ours.has_in_flight(),
+                Phase::Unaligned { .. } | Phase::Lost { .. } => false,
             };
             if interrupted {
-                ours.state = State::Unaligned { from: Instant::now() };
+                ours.state = Phase::Unaligned { from: Instant::now() };
                 // What was sent is known when the tail has been read.
                 ours.sent = ours.acknowledged.seq();
             }
@@ -196,7 +196,7 @@ impl PublishingLoop {
     }
 
     /// Stops the partition whose record cannot be published, or begins to look for that record.
-    fn blame(&mut self, failure: &Failure) {
+    fn blame(&mut self, failure: &SendFailure) {
         let Some((target, seq)) = &failure.record else { return };
         let Some((key, ours)) = self.partitions.iter_mut().find(|(_, ours)| ours.target == *target) else { return };
         let key = *key;
@@ -220,7 +220,7 @@ impl PublishingLoop {
     pub(super) fn halt(&mut self, key: PartitionKey, alarm: Alarm) {
         let Some(ours) = self.partitions.get_mut(&key) else { return };
         let retry = Duration::from_millis(self.settings.relay.halt_retry_ms);
-        ours.state = State::Halted { until: Instant::now() + retry };
+        ours.state = Phase::Halted { until: Instant::now() + retry };
         if ours.alarm.as_ref() != Some(&alarm) {
             self.raise(key, alarm);
         }

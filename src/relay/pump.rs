@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RelayError;
 use super::lease::PartitionKey;
-use super::partition::State;
+use super::partition::Phase;
 use super::publisher::Publisher;
 use super::publishing_loop::PublishingLoop;
 use super::reader::{Mark, ReadRequest};
@@ -74,7 +74,7 @@ impl PublishingLoop {
                 ours.marked = mark.published;
             } else {
                 tracing::debug!(target = %ours.target, epoch = ours.epoch, "the watermark is another relay's now");
-                ours.state = State::Lost { at: Instant::now() };
+                ours.state = Phase::Lost { at: Instant::now() };
                 lost_in_flight |= ours.has_in_flight();
             }
         }
@@ -194,8 +194,8 @@ impl PublishingLoop {
 
     /// No client of Kafka's can be made, though one could at the start.
     pub(super) fn lose_kafka(&mut self, error: &KafkaError) {
-        for ours in self.partitions.values_mut().filter(|ours| ours.state == State::Aligning) {
-            ours.state = State::Unaligned { from: Instant::now() };
+        for ours in self.partitions.values_mut().filter(|ours| ours.state == Phase::Aligning) {
+            ours.state = Phase::Unaligned { from: Instant::now() };
         }
         self.wait_out(error.to_string());
     }

@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use tokio_postgres::Client;
 use uuid::fmt::Hyphenated;
 
-use super::partition::Start;
-use super::publisher::{Acknowledged, Handed, Outgoing, Publisher};
+use super::acknowledged::{Acknowledged, Beginning};
+use super::publisher::{Handed, Outgoing, Publisher};
 use super::reader::source_of;
 use super::tail::{self, Tail, TailRequest};
 use crate::engine::{Encoded, UndecodableEvent};
@@ -132,7 +132,7 @@ pub async fn run(
     let lanes = spans.iter().map(|span| {
         let target = TopicPartition { topic: name.clone(), partition: span.partition };
         // A target may begin anywhere in the history: what it lacks is not ours to judge.
-        let start = Start { after: span.after, missing: span.after };
+        let start = Beginning { after: span.after, missing: span.after };
         (span.partition, (target, Acknowledged::new(start), span.after))
     });
     let mut sending = Sending { settings, namespace, publisher, notify, lanes: lanes.collect(), progress };

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::partition::{Partition, State};
+use super::partition::{Partition, Phase};
 use super::publishing_loop::PublishingLoop;
 use crate::health::PartitionState;
 
@@ -40,8 +40,8 @@ impl PublishingLoop {
 fn doing(ours: &Partition) -> Option<PartitionState> {
     match ours.state {
         _ if ours.alarm.is_some() => None,
-        State::Streaming => Some(PartitionState::Running),
-        State::Unaligned { .. } | State::Aligning | State::Halted { .. } | State::Lost { .. } => {
+        Phase::Streaming => Some(PartitionState::Running),
+        Phase::Unaligned { .. } | Phase::Aligning | Phase::Halted { .. } | Phase::Lost { .. } => {
             Some(PartitionState::Claimed)
         }
     }

@@ -10,7 +10,7 @@ use super::StoreError;
 
 /// What became of one command id in one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
+pub struct StoredOutcome {
     pub command_id: Uuid,
     /// Nil where the record told none: [`Self::stream`].
     pub stream_id: Uuid,
@@ -30,7 +30,7 @@ pub struct Outcome {
     pub decided_at: Timestamp,
 }
 
-impl Outcome {
+impl StoredOutcome {
     /// The stream, if the record told one.
     pub fn stream(&self) -> Option<Uuid> {
         (!self.stream_id.is_nil()).then_some(self.stream_id)
@@ -59,7 +59,7 @@ pub const OF_ONE_ID_MAX: i64 = 101;
 
 /// The outcomes of `ids` that exist in the streams of `events_topic`, earliest first; of one id there may be several.
 /// Looks in every destination partition: whoever asks knows the ids alone.
-pub async fn outcomes(client: &Client, events_topic: &str, ids: &[Uuid]) -> Result<Vec<Outcome>, StoreError> {
+pub async fn outcomes(client: &Client, events_topic: &str, ids: &[Uuid]) -> Result<Vec<StoredOutcome>, StoreError> {
     // The leading key columns are enumerated so that each probe is an index look-up, and the lateral keeps it one:
     // a join would be planned for an empty table, and read all of it once it is full.
     let statement = "
@@ -77,7 +77,7 @@ pub async fn outcomes(client: &Client, events_topic: &str, ids: &[Uuid]) -> Resu
         .query(statement, &[&events_topic, &ids, &OF_ONE_ID_MAX])
         .await
         .map_err(StoreError::at("read outcomes of commands"))?;
-    let mut found: Vec<Outcome> = rows.iter().map(outcome).collect();
+    let mut found: Vec<StoredOutcome> = rows.iter().map(outcome).collect();
     found.sort_by_key(|outcome| (outcome.decided_at, outcome.stream_id));
     Ok(found)
 }
@@ -89,7 +89,7 @@ pub async fn of_stream(
     partition: i32,
     stream_id: Uuid,
     command_id: Uuid,
-) -> Result<Option<Outcome>, StoreError> {
+) -> Result<Option<StoredOutcome>, StoreError> {
     let statement = "
         select c.command_id, c.stream_id, c.payload_hash, c.accepted, c.code, c.reason, c.version,
                c.partition, c.seq, c.correlation_id, c.decided_at
@@ -106,9 +106,9 @@ pub async fn of_stream(
     Ok(row.as_ref().map(outcome))
 }
 
-/// The outcome of a row whose columns come in the order of [`Outcome`]'s fields.
-pub fn outcome(row: &Row) -> Outcome {
-    Outcome {
+/// The outcome of a row whose columns come in the order of [`StoredOutcome`]'s fields.
+pub fn outcome(row: &Row) -> StoredOutcome {
+    StoredOutcome {
         command_id: row.get(0),
         stream_id: row.get(1),
         payload_hash: row.get(2),

@@ -12,7 +12,7 @@ use throughline::health::Health;
 use throughline::kafka::client;
 use throughline::processor::{self, ProcessorError};
 use throughline::settings::Settings;
-use throughline::store::commands::{Outcome, outcomes};
+use throughline::store::commands::{StoredOutcome, outcomes};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -121,7 +121,7 @@ pub fn pay(order: Uuid, command: Uuid, amount: &str) -> Value {
 }
 
 /// Waits until each id has its outcome, and returns them in the order of `ids`.
-pub async fn decided(client: &Client, ids: &[Uuid]) -> Vec<Outcome> {
+pub async fn decided(client: &Client, ids: &[Uuid]) -> Vec<StoredOutcome> {
     let events = "select name from throughline.topics where name like '%orders-events'";
     let events: String = client.query_one(events, &[]).await.expect("the events topic").get(0);
     let mut found = eventually("every command has an outcome", async || {

@@ -9,7 +9,7 @@ use super::error::DevError;
 use super::java::on_path;
 use super::probe::free_port;
 use super::process::{CancelFlag, POLL, run_to_end};
-use super::state::{Layout, Ports, State, write_private};
+use super::state::{Layout, Ports, Recorded, write_private};
 use crate::settings::{DevRunner, DevSettings};
 
 const FILE: &str = include_str!("../../../docker-compose.yml");
@@ -53,7 +53,7 @@ impl ComposeProject {
     }
 
     /// Starts the containers, or finds them; returns when their health checks hold.
-    pub fn up(&self, cancel: &CancelFlag) -> Result<State, DevError> {
+    pub fn up(&self, cancel: &CancelFlag) -> Result<Recorded, DevError> {
         let _lock = self.layout.lock(self.bound, cancel)?;
         let file = self.file();
         std::fs::write(&file, FILE).map_err(DevError::file("write", &file))?;
@@ -68,7 +68,7 @@ impl ComposeProject {
         command.args(["up", "--detach", "--wait"]);
         let log = self.layout.log("supervisor");
         run_to_end(command, "docker compose up", &log, self.bound, cancel)?;
-        let state = State {
+        let state = Recorded {
             runner: DevRunner::Compose,
             owner: None,
             kafka: None,

@@ -51,3 +51,10 @@ pub(super) fn last_lines(path: &Path, lines: usize) -> String {
     let all: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("\tat ")).collect();
     all[all.len().saturating_sub(lines)..].join(" | ")
 }
+
+/// What a log says from a byte on.
+pub(super) fn text_from(log: &Path, start: u64) -> String {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let start = usize::try_from(start).unwrap_or(0).min(bytes.len());
+    String::from_utf8_lossy(&bytes[start..]).into_owned()
+}

@@ -7,28 +7,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::error::{DevError, last_lines};
-use super::kafka;
-use super::process::{CancelFlag, run_to_end};
+use super::java;
+use super::kafka::{self, KafkaFiles};
+use super::process::{CancelFlag, Report, run_to_end};
 use super::state::{in_workspace, lock_file, short_hash};
-use super::{Report, java};
 use crate::settings::DevSettings;
 
 const POM: &str = include_str!("../../../deploy/kafka/pom.xml");
 const LOG4J: &str = include_str!("../../../deploy/kafka/log4j2.properties");
 /// Version of the artifacts in the pom; part of the cache's folder name.
 const VERSION: &str = "4.3.1";
-
-/// What a Kafka process needs from the cache. Paths are absolute.
-#[derive(Debug, Clone)]
-pub(super) struct KafkaFiles {
-    pub java: PathBuf,
-    pub jars: PathBuf,
-    /// A formatted log directory without ids of its own.
-    pub template: PathBuf,
-    pub log4j: PathBuf,
-    /// Class-data archive; none where this Java could not write one.
-    pub archive: Option<PathBuf>,
-}
 
 fn folder(settings: &DevSettings) -> Result<PathBuf, DevError> {
     let cache = in_workspace(&settings.kafka_cache)?;

@@ -7,11 +7,22 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::error::{DevError, last_lines};
-use super::fetch::KafkaFiles;
+use super::error::{DevError, last_lines, text_from};
 use super::probe::{free_port, kafka_answers};
 use super::process::{CancelFlag, Identity, POLL, Running, bind_to_us, run_to_end, wait_until};
 use super::state::{Layout, Ports};
+
+/// What a Kafka process needs from the cache. Paths are absolute.
+#[derive(Debug, Clone)]
+pub(super) struct KafkaFiles {
+    pub java: PathBuf,
+    pub jars: PathBuf,
+    /// A formatted log directory without ids of its own.
+    pub template: PathBuf,
+    pub log4j: PathBuf,
+    /// Class-data archive; none where this Java could not write one.
+    pub archive: Option<PathBuf>,
+}
 
 /// How often a broker that found a port taken gets another.
 const PORT_ATTEMPTS: u32 = 5;
@@ -178,13 +189,6 @@ impl KafkaServer {
             running.stop(Signal::SIGKILL, Duration::from_secs(10));
         }
     }
-}
-
-/// What a log says from a byte on.
-pub(super) fn text_from(log: &Path, start: u64) -> String {
-    let bytes = std::fs::read(log).unwrap_or_default();
-    let start = usize::try_from(start).unwrap_or(0).min(bytes.len());
-    String::from_utf8_lossy(&bytes[start..]).into_owned()
 }
 
 /// Jars in a fixed order: a class-data archive holds only for the class path it was made with.

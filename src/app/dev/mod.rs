@@ -21,17 +21,14 @@ use std::time::Duration;
 
 pub use error::DevError;
 pub use postgres::PostgresStop;
-pub use process::{CancelFlag, Identity};
-pub use state::{Layout, State};
+pub use process::{CancelFlag, Identity, Report};
+pub use state::{Layout, Recorded};
 pub use wrappers::shell_word;
 
 use compose::ComposeProject;
 use supervisor::{Opened, Supervisor};
 
 use crate::settings::{DevRunner, DevSettings, KafkaSettings, Settings};
-
-/// Told in one line what a start is doing.
-pub type Report = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Where the services came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +142,7 @@ impl Services {
         Ok(Some(services))
     }
 
-    fn of(state: State, origin: Origin, directory: PathBuf, guard: Option<Guard>) -> Self {
+    fn of(state: Recorded, origin: Origin, directory: PathBuf, guard: Option<Guard>) -> Self {
         Self { kafka_brokers: state.kafka_brokers, database_url: state.database_url, origin, directory, guard }
     }
 
@@ -277,7 +274,7 @@ pub async fn reset(settings: &DevSettings) -> Result<(), DevError> {
     blocking(move || {
         stop_all(&settings, true)?;
         let layout = Layout::of(&settings)?;
-        for path in postgres::homes(&layout).into_iter().chain([layout.root.clone()]) {
+        for path in layout.postgres_homes().into_iter().chain([layout.root.clone()]) {
             match std::fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(DevError::file("delete", &path)(error));

@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User};
 
-use super::error::{DevError, last_lines};
+use super::error::{DevError, last_lines, text_from};
 use super::java::{is_executable, missing};
-use super::kafka::text_from;
 use super::probe::{free_port, postgres_answers};
 use super::process::{CancelFlag, Identity, POLL, Running, bind_to_us, run_to_end};
 use super::state::{Layout, write_private};
@@ -246,16 +245,12 @@ fn run_as() -> Result<Option<RunAs>, DevError> {
 /// Where the cluster lives: in the services' directory, or under the system's temporary directory
 /// when the other user cannot reach that (a home directory that is closed to others).
 fn home(layout: &Layout, run_as: Option<RunAs>) -> Result<PathBuf, DevError> {
-    let usual = layout.root.join("postgres");
+    let [usual, fallback] = layout.postgres_homes();
     let root = layout.root.canonicalize().map_err(DevError::file("find", &layout.root))?;
     match run_as {
-        Some(run_as) if !root.ancestors().all(|folder| can_enter(folder, run_as)) => Ok(fallback_home(layout)),
+        Some(run_as) if !root.ancestors().all(|folder| can_enter(folder, run_as)) => Ok(fallback),
         _ => Ok(usual),
     }
-}
-
-fn fallback_home(layout: &Layout) -> PathBuf {
-    std::env::temp_dir().join(format!("throughline-dev-{}", layout.key()))
 }
 
 fn can_enter(folder: &Path, run_as: RunAs) -> bool {
@@ -311,11 +306,6 @@ fn password(home: &Path, run_as: Option<RunAs>) -> Result<String, DevError> {
     write_private(&path, password.as_bytes())?;
     give(&path, run_as)?;
     Ok(password)
-}
-
-/// Folders that hold a cluster of this directory, for a reset.
-pub(super) fn homes(layout: &Layout) -> [PathBuf; 2] {
-    [layout.root.join("postgres"), fallback_home(layout)]
 }
 
 /// The newest usable binaries, or those that the cluster was made with.

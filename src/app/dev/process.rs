@@ -17,6 +17,9 @@ use super::error::{DevError, last_lines};
 /// How often a condition of another process is looked at.
 pub(super) const POLL: Duration = Duration::from_millis(20);
 
+/// Told in one line what a start is doing.
+pub type Report = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// Set to stop a start that is under way.
 #[derive(Debug, Clone, Default)]
 pub struct CancelFlag(Arc<AtomicBool>);

@@ -79,21 +79,27 @@ impl Layout {
     }
 
     /// What was written last, if it can be read.
-    pub fn read_state(&self) -> Option<State> {
+    pub fn read_state(&self) -> Option<Recorded> {
         read_json(&self.state())
     }
 
     /// What runs now and is ready.
-    pub fn running(&self) -> Option<State> {
+    pub fn running(&self) -> Option<Recorded> {
         self.read_state().filter(|state| state.ready && state.is_alive())
+    }
+
+    /// Where a cluster of this directory may be: here, or where whom PostgreSQL runs as may enter.
+    pub(super) fn postgres_homes(&self) -> [PathBuf; 2] {
+        let elsewhere = std::env::temp_dir().join(format!("throughline-dev-{}", self.key()));
+        [self.root.join("postgres"), elsewhere]
     }
 
     /// Whether a reset would lose anything.
     pub fn has_data(&self) -> bool {
-        self.root.exists() || super::postgres::homes(self).iter().any(|home| home.exists())
+        self.root.exists() || self.postgres_homes().iter().any(|home| home.exists())
     }
 
-    pub(super) fn write_state(&self, state: &State) -> Result<(), DevError> {
+    pub(super) fn write_state(&self, state: &Recorded) -> Result<(), DevError> {
         write_json(&self.state(), state)
     }
 
@@ -133,7 +139,7 @@ pub(super) struct Ports {
 
 /// What runs in a directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct Recorded {
     /// `local` or `compose`.
     pub runner: DevRunner,
     /// The process that owns local services and stops with them; none for containers.
@@ -153,7 +159,7 @@ pub struct State {
     pub ready: bool,
 }
 
-impl State {
+impl Recorded {
     /// Whether the owner and both services still run. Containers answer for themselves.
     pub fn is_alive(&self) -> bool {
         self.runner == DevRunner::Compose
@@ -178,7 +184,7 @@ impl State {
         self.end_services(bound);
     }
 
-    /// As [`State::end`], without the owner: it may live on, having stopped its services.
+    /// As [`Recorded::end`], without the owner: it may live on, having stopped its services.
     pub(super) fn end_services(&self, bound: Duration) {
         // Together: each is told before either is waited for.
         let kafka = self.kafka.iter().chain(&self.more_kafka).map(|identity| (identity, Signal::SIGTERM));

@@ -10,9 +10,9 @@ use tokio::sync::{oneshot, watch};
 use super::error::DevError;
 use super::kafka::KafkaServer;
 use super::postgres::{PostgresServer, PostgresStop};
-use super::process::{CancelFlag, Identity, wait_until};
-use super::state::{Layout, Ports, State};
-use super::{Report, fetch, wrappers};
+use super::process::{CancelFlag, Identity, Report, wait_until};
+use super::state::{Layout, Ports, Recorded};
+use super::{fetch, wrappers};
 use crate::settings::{DevRunner, DevSettings};
 
 /// How often the services are looked after.
@@ -30,8 +30,8 @@ pub(super) struct Supervisor {
 
 /// What a start found or made.
 pub(super) enum Opened {
-    Found(State),
-    Started(State, Supervisor),
+    Found(Recorded),
+    Started(Recorded, Supervisor),
 }
 
 /// Both local services of one directory.
@@ -41,7 +41,7 @@ pub(super) struct Pair {
     /// By node id, from 1 on.
     kafka: Vec<KafkaServer>,
     postgres: PostgresServer,
-    state: State,
+    state: Recorded,
     cancel: CancelFlag,
 }
 
@@ -110,7 +110,7 @@ impl Drop for Supervisor {
 }
 
 enum Beginning {
-    Found(Box<State>),
+    Found(Box<Recorded>),
     Started(Box<Pair>),
 }
 
@@ -150,7 +150,7 @@ impl Pair {
         let jars = files.jars.clone();
         let mut kafka = vec![KafkaServer::new(files, &layout, &last, settings.kafka_heap_mib)?];
         kafka[0].spawn()?;
-        let mut state = State {
+        let mut state = Recorded {
             runner: DevRunner::Local,
             owner: Identity::own(),
             kafka: kafka[0].identity(),

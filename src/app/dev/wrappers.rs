@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::error::DevError;
 use super::java;
-use super::state::{Layout, State};
+use super::state::{Layout, Recorded};
 
 const TOOLS: [(&str, &str); 4] = [
     ("kafka-topics", "org.apache.kafka.tools.TopicCommand"),
@@ -15,7 +15,7 @@ const TOOLS: [(&str, &str); 4] = [
 ];
 
 /// One script a tool; each adds `--bootstrap-server` where the caller names none.
-pub(super) fn write(layout: &Layout, state: &State) -> Result<(), DevError> {
+pub(super) fn write(layout: &Layout, state: &Recorded) -> Result<(), DevError> {
     let Some(jars) = &state.kafka_jars else { return Ok(()) };
     let bin = layout.bin();
     std::fs::create_dir_all(&bin).map_err(DevError::file("create", &bin))?;

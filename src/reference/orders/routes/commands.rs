@@ -11,12 +11,12 @@ use super::command_bodies::{CancelOrderBody, PlaceOrderBody, RecordPaymentBody, 
 use crate::orders::{CommandKind, OrdersContext, RequestContext, command_to_json, parse_request};
 use throughline::api::problem::{INVALID_COMMAND, INVALID_JSON};
 use throughline::api::{
-    Api, CommandHeaders, CommandQuery, Envelope, Id, JsonBody, PathOf, Problem, ProblemBody, Submission,
+    Api, CommandHeaders, CommandQuery, Id, JsonBody, PathOf, Problem, ProblemBody, RequestEnvelope, Submission,
 };
 
 async fn send(
     api: &Api,
-    envelope: Envelope,
+    envelope: RequestEnvelope,
     kind: CommandKind,
     order_id: Option<Uuid>,
     body: &[u8],
@@ -74,7 +74,7 @@ macro_rules! command_routes {
         pub async fn $name(
             State(api): State<Arc<Api>>,
             $(PathOf(Id($id)): PathOf<Id>,)?
-            envelope: Envelope,
+            envelope: RequestEnvelope,
             JsonBody(body): JsonBody,
         ) -> Result<Response, Problem> {
             let order_id = None$(.or(Some($id)))?;
@@ -100,7 +100,7 @@ macro_rules! command_routes {
         pub async fn $sync(
             State(api): State<Arc<Api>>,
             $(PathOf(Id($id)): PathOf<Id>,)?
-            envelope: Envelope,
+            envelope: RequestEnvelope,
             JsonBody(body): JsonBody,
         ) -> Result<Response, Problem> {
             let order_id = None$(.or(Some($id)))?;
