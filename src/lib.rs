@@ -24,13 +24,14 @@
 //! | [`relay`] | outbox -> Kafka | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health` |
 //! | [`projection`] | events topic -> read tables; reset, rebuild, dead letters | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `panics` |
 //! | [`process`] | process managers: events, outcomes, deadlines -> commands, deadlines | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `panics`, `projection` |
+//! | [`audit`] | what is promised, held against what is stored and published | `settings`, `store`, `kafka`, `relay`, `projection`, `process`, `health` |
 //! | [`api`] | HTTP server, admission, problems, health | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `presence` |
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |
 //! | [`testing`] | the test kit of a context's author | everything |
 //! | [`prelude`] | what an author's files begin with | everything |
 //! | [`presence`] | which processes live and what they do with their partitions, told to PostgreSQL | `settings`, `store`, `health` |
-//! | [`status`] | who lives, what waits, what stands, what is away: asked and judged | `settings`, `store`, `health`, `kafka`, `presence`, `relay`, `projection`, `process` |
+//! | [`status`] | who lives, what waits, what stands, what is away: asked and judged | `settings`, `store`, `health`, `kafka`, `presence`, `relay`, `projection`, `process`, `audit` |
 //! | [`crash`] | named places to die, for tests of recovery | nothing of ours |
 //! | [`panics`] | panics contained, told once and counted | nothing of ours |
 //! | [`health`] | which loops live and are ready; the loops tell | nothing of ours |
@@ -52,6 +53,7 @@
 
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod avro;
 pub mod cli;
 pub mod crash;

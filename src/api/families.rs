@@ -89,6 +89,8 @@ const GAUGES: &[(&str, &str)] = &[
     ("throughline_relay_in_flight_records", "Records handed to the relay's producer and not acknowledged"),
     ("throughline_http_connections", "Open connections, by port"),
     ("throughline_time_partitions_ahead_seconds", "How far ahead of now the time partitions of a table reach"),
+    ("throughline_verified_seq", "Everything up to this sequence number of an events topic was proven by the audit"),
+    ("throughline_verified_timestamp_seconds", "When a partition was last found to be as promised, seconds since 1970"),
 ];
 
 const HISTOGRAMS: &[(&str, &str)] = &[

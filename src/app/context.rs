@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Kind, OpenApiRouter};
+use crate::audit;
 use crate::avro::{Catalogue, CatalogueError, SchemaIds, Schemas};
 use crate::engine::{Aggregate, BoundedContext, Encoded, EventCodec, Projection, ReadModel, UndecodableEvent};
 use crate::health::Health;
@@ -141,6 +142,16 @@ impl dyn Hosted + '_ {
     /// Its topics and groups under these settings.
     pub fn names(&self, settings: &TopicSettings) -> TopicNames {
         TopicNames::new(self.name(), settings)
+    }
+
+    /// What an audit holds of it.
+    pub fn audited(&self, settings: &TopicSettings) -> audit::Subject {
+        audit::Subject {
+            context: self.name(),
+            namespace: self.namespace(),
+            stream_id_field: self.stream_id_field(),
+            names: self.names(settings),
+        }
     }
 
     /// Its schemas; their subjects begin with the name of its events topic, the prefix included.

@@ -16,7 +16,7 @@ use crate::presence::Identity;
 use crate::process::Codecs;
 use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole};
-use crate::{kafka, presence, relay};
+use crate::{audit, kafka, presence, relay};
 
 /// One loop of the pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +28,8 @@ pub enum Role {
     Projection(String),
     /// By the process manager's name.
     Process(String),
+    /// Holds what is promised, all the time.
+    Audit,
     Api,
 }
 
@@ -38,6 +40,7 @@ impl std::fmt::Display for Role {
             Self::Relay => f.write_str("relay"),
             Self::Projection(name) => write!(f, "projection:{name}"),
             Self::Process(name) => write!(f, "process:{name}"),
+            Self::Audit => f.write_str("audit"),
             Self::Api => f.write_str("api"),
         }
     }
@@ -51,13 +54,14 @@ pub fn parse(app: &App, names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
     let named = || processors().chain(projections()).chain(processes());
     let mut roles = BTreeSet::new();
     if names.is_empty() {
-        roles.extend([Role::Relay, Role::Api]);
+        roles.extend([Role::Relay, Role::Audit, Role::Api]);
         roles.extend(named());
     }
     for name in names {
         match name.as_str() {
             "processor" => roles.extend(processors()),
             "relay" => drop(roles.insert(Role::Relay)),
+            "audit" => drop(roles.insert(Role::Audit)),
             "api" => drop(roles.insert(Role::Api)),
             "projections" => roles.extend(projections()),
             "processes" => roles.extend(processes()),
@@ -66,7 +70,7 @@ pub fn parse(app: &App, names: &[String]) -> anyhow::Result<BTreeSet<Role>> {
                 None => {
                     let names: Vec<String> = named().map(|role| role.to_string()).collect();
                     bail!(
-                        "no role is named `{other}`: choose processor, relay, api, projections, processes, or one of {}",
+                        "no role is named `{other}`: choose processor, relay, audit, api, projections, processes, or one of {}",
                         names.join(", ")
                     )
                 }
@@ -153,6 +157,7 @@ pub async fn start(
                     lifecycle.spawn(format!("projection {name}"), loop_);
                 }
             }
+            Role::Audit => start_audit(app, &sites, &settings, health, lifecycle),
             Role::Process(name) => start_process(app, name, (&settings, &codecs), health, lifecycle)?,
             Role::Api => {
                 // Only the API has callers who must look elsewhere first.
@@ -164,6 +169,12 @@ pub async fn start(
         }
     }
     Ok(())
+}
+
+fn start_audit(app: &App, sites: &[Site], settings: &Arc<Settings>, health: Arc<Health>, lifecycle: &Lifecycle) {
+    let subjects = app.contexts().iter().zip(sites).map(|(one, site)| one.audited(&site.settings.topics));
+    let audit = audit::run(settings.clone(), subjects.collect(), health, lifecycle.shutdown());
+    lifecycle.spawn("audit", async move { anyhow::Ok(audit.await?) });
 }
 
 fn start_process(

@@ -26,6 +26,7 @@ mod skip;
 mod status;
 mod stream;
 mod topics;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,7 +72,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum CliCommand {
     /// Run roles in this process: processor, processor:CONTEXT, relay, projection:NAME, projections,
-    /// process:NAME, processes, api; none = all
+    /// process:NAME, processes, audit, api; none = all
     Run(run::RunArgs),
     /// Who lives, who owns what, what waits, what stands and why; exit code 3 when a person is needed
     Status(status::StatusArgs),
@@ -93,6 +94,8 @@ enum CliCommand {
     Outbox(outbox::OutboxArgs),
     /// Show the event store's history, or send it to another topic
     Events(events::EventsArgs),
+    /// Hold what is promised against what is stored and published; exit code 3 where something differs
+    Verify(verify::VerifyArgs),
     /// Show one stream: its events, their causes, and the state at any version or time
     Stream(stream::StreamArgs),
     /// List, show, check and compare the event schemas; print the AsyncAPI document
@@ -165,6 +168,7 @@ async fn dispatch(
         CliCommand::Dlq(args) => dlq::run(args, program).await,
         CliCommand::Outbox(args) => outbox::run(args, settings).await,
         CliCommand::Events(args) => events::run(args, program).await,
+        CliCommand::Verify(args) => verify::run(args, program).await,
         CliCommand::Stream(args) => stream::run(args, program).await,
         CliCommand::Schema(args) => schema::run(args, program).await,
         CliCommand::Config(args) => config::run(args, &loaded),

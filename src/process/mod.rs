@@ -12,11 +12,13 @@
 //! The rooms: `run` is the loop, `apply` one batch of it and `transact` its transaction; `read` turns records into
 //! inputs; `ledger` is what a transaction does to instances, whatever the input came from; `claim` takes a partition
 //! over, `checkpoint` is the compare-and-set; `deadline` fires; `send` produces; `park` keeps what cannot be handled,
-//! `retry` brings it back, and `reset` handles everything again; `state` is for operators.
+//! `retry` brings it back, and `reset` handles everything again; `state` is for operators, and
+//! `audit` holds instances against their inputs.
 //!
 //! This room knows no context: events come through readers that the application binds to the contexts it hosts.
 
 mod apply;
+mod audit;
 mod checkpoint;
 mod claim;
 mod deadline;
@@ -34,6 +36,7 @@ mod transact;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use audit::Fault;
 pub use registration::{AnyProcess, Codecs, OpenProcess, Process};
 pub use reset::ResetReport;
 pub use retry::RetryReport;

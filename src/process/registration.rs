@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use super::audit::{self, Fault};
 use super::read::{Feed, Reader, Told};
 use super::state::{self, InstanceView, Status};
 use super::{Managed, ProcessError, ResetReport, RetryReport, reset, retry, run};
@@ -16,7 +17,7 @@ use crate::health::Health;
 use crate::kafka::topics::TopicNames;
 use crate::projection::recorded;
 use crate::settings::{Settings, TopicSettings};
-use crate::store::StoreError;
+use crate::store::{Pace, StoreError};
 
 type Event<C> = <<C as BoundedContext>::Aggregate as Aggregate>::Event;
 
@@ -139,6 +140,14 @@ pub trait OpenProcess: Send + Sync {
     fn reset(&self) -> Done<'_, ResetReport>;
     /// Handles again what is parked.
     fn retry(&self) -> Done<'_, RetryReport>;
+    /// Holds the `newest` instances, or all, against their inputs; `told` hears what is wrong. Returns how many.
+    fn audit<'a>(
+        &'a self,
+        client: &'a mut Client,
+        newest: Option<i64>,
+        pace: &'a Pace,
+        told: &'a (dyn Fn(Fault) + Send + Sync),
+    ) -> Done<'a, u64>;
 }
 
 impl<P: ProcessManager> OpenProcess for Arc<Managed<P>> {
@@ -172,5 +181,15 @@ impl<P: ProcessManager> OpenProcess for Arc<Managed<P>> {
 
     fn retry(&self) -> Done<'_, RetryReport> {
         Box::pin(retry::retry(self))
+    }
+
+    fn audit<'a>(
+        &'a self,
+        client: &'a mut Client,
+        newest: Option<i64>,
+        pace: &'a Pace,
+        told: &'a (dyn Fn(Fault) + Send + Sync),
+    ) -> Done<'a, u64> {
+        Box::pin(audit::audit(self, client, newest, pace, told))
     }
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio_postgres::Client;
 
+use super::audit::{self, Audited, Unaudited};
 use super::offsets::{PlannedReset, ResetTarget, reset_offsets};
 use super::rebuild::{Progress, RebuildMode, RebuildReport, rebuild};
 use super::replay::{ReplayedKey, replay};
 use super::switch::{RollbackReport, rollback};
 use super::{ProjectionLoopError, Projector, state};
 use crate::engine::ReadModel;
-use crate::store::StoreError;
+use crate::store::{Pace, StoreError};
 
 /// The end of an operation.
 pub type Done<'a, T> = BoxFuture<'a, Result<T, ProjectionLoopError>>;
@@ -34,6 +35,13 @@ pub trait AnyProjector: Send + Sync {
     fn rollback(&self, dry_run: bool) -> Done<'_, RollbackReport>;
     /// As [`replay`].
     fn replay<'a>(&'a self, keys: Option<&'a [Vec<u8>]>, dry_run: bool) -> Done<'a, Vec<ReplayedKey>>;
+    /// Holds `partitions` of its tables against their events; `told` hears of each.
+    fn audit<'a>(
+        &'a self,
+        partitions: &'a [i32],
+        pace: &'a Pace,
+        told: &'a (dyn Fn(Audited) + Send + Sync),
+    ) -> Done<'a, Result<(), Unaudited>>;
 }
 
 impl dyn AnyProjector + '_ {
@@ -74,5 +82,14 @@ impl<E: Send + Sync + 'static> AnyProjector for Projector<E> {
 
     fn replay<'a>(&'a self, keys: Option<&'a [Vec<u8>]>, dry_run: bool) -> Done<'a, Vec<ReplayedKey>> {
         Box::pin(replay(self, keys, dry_run))
+    }
+
+    fn audit<'a>(
+        &'a self,
+        partitions: &'a [i32],
+        pace: &'a Pace,
+        told: &'a (dyn Fn(Audited) + Send + Sync),
+    ) -> Done<'a, Result<(), Unaudited>> {
+        Box::pin(audit::audit(self, partitions, pace, told))
     }
 }

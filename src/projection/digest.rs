@@ -27,6 +27,20 @@ pub async fn digests(client: &impl GenericClient, tables: &[&str], generation: &
     Ok(digests)
 }
 
+/// The digest of one partition of a table in `schema`: rows and sum of row hashes.
+pub(super) async fn of_partition(
+    client: &impl GenericClient,
+    table: &str,
+    schema: &str,
+    partition: i32,
+) -> Result<(i64, Option<String>), StoreError> {
+    let statement = format!(
+        "select count(*), sum(hash_record_extended(t, 0)::numeric)::text from {schema}.{table} t where partition = $1"
+    );
+    let row = client.query_one(&statement, &[&partition]).await.map_err(StoreError::at("compute a digest"))?;
+    Ok((row.get(0), row.get(1)))
+}
+
 /// Where two generations differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {

@@ -72,7 +72,9 @@ pub(super) async fn fill_chunk<E: Send + Sync>(
     policy: FailurePolicy,
     (partition, after, upto): (i32, i64, i64),
 ) -> Result<Filled, ProjectionLoopError> {
-    let mut chunk = read(projector, tx, policy, partition, after, upto).await?;
+    let upto = upto.min(after.saturating_add(projector.settings.projection.rebuild_chunk_events.max(1)));
+    let barred = park::barred(tx, &projector.group, partition, after, upto).await?;
+    let mut chunk = read(projector, tx, policy, barred, (partition, after, upto)).await?;
     let left = if policy == FailurePolicy::Park && !chunk.events.is_empty() {
         apply_or_park(projector, tx, &mut chunk).await?
     } else {
@@ -82,6 +84,23 @@ pub(super) async fn fill_chunk<E: Send + Sync>(
     let out: Vec<(i32, i64)> = chunk.left_out.iter().map(|seq| (partition, *seq)).collect();
     gaps::leave_out(tx, projector.name(), generation, &out).await?;
     Ok(Filled { last: chunk.last, applied: chunk.events.len() - left, parked: chunk.parked })
+}
+
+/// As [`fill_chunk`], without the events that a generation leaves out, noting nothing: what its rows should be. Returns
+/// the sequence number reached.
+pub(super) async fn fold_chunk<E: Send + Sync>(
+    projector: &Projector<E>,
+    tx: &Transaction<'_>,
+    gaps: &gaps::Gaps,
+    (partition, after, upto): (i32, i64, i64),
+) -> Result<i64, ProjectionLoopError> {
+    let upto = upto.min(after.saturating_add(projector.settings.projection.rebuild_chunk_events.max(1)));
+    let barred = Barred::of_gaps(gaps.get(&partition));
+    let chunk = read(projector, tx, FailurePolicy::Halt, barred, (partition, after, upto)).await?;
+    if !chunk.events.is_empty() {
+        apply_all(projector, tx, &chunk.events).await?;
+    }
+    Ok(chunk.last)
 }
 
 async fn apply_all<E: Send + Sync>(
@@ -217,19 +236,16 @@ struct Chunk<E> {
     parked: Vec<Parked>,
 }
 
-/// Reads the events after `after`, up to `upto` or what a chunk may hold. Fetched and decoded some at
+/// Reads the events after `after`, up to `upto` or what a chunk's bytes may hold. Fetched and decoded some at
 /// a time, so that only decoded events wait in memory.
 async fn read<E: Send + Sync>(
     projector: &Projector<E>,
     tx: &Transaction<'_>,
     policy: FailurePolicy,
-    partition: i32,
-    after: i64,
-    upto: i64,
+    barred: Barred,
+    (partition, after, upto): (i32, i64, i64),
 ) -> Result<Chunk<E>, ProjectionLoopError> {
     let settings = &projector.settings.projection;
-    let upto = upto.min(after.saturating_add(settings.rebuild_chunk_events.max(1)));
-    let barred = park::barred(tx, &projector.group, partition, after, upto).await?;
     let failed = || StoreError::at("read events of the store");
     let statement = tx
         .prepare_typed(

@@ -26,6 +26,7 @@
 
 mod any;
 mod apply;
+mod audit;
 pub mod checkpoint;
 mod claim;
 mod decode;
@@ -52,6 +53,7 @@ mod transact;
 use std::sync::Arc;
 
 pub use any::AnyProjector;
+pub use audit::{Audited, Unaudited};
 pub use claim::TopicView;
 pub use decode::recorded;
 pub use driver::Driver;

@@ -5,7 +5,7 @@
 //! told by its partition and seq, wherever it stands on the topic. They speak of the live generation:
 //! what its rows lack, `gaps` knows, and where another one becomes live the letters are made to agree.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{GenericClient, Transaction};
@@ -246,12 +246,22 @@ pub(super) struct Barred {
     seqs: HashSet<i64>,
     /// The first parked event of each stream that has one: later ones wait for it.
     open: HashMap<Uuid, i64>,
+    /// Ranges that rows lack: first and last.
+    ranges: Vec<(i64, i64)>,
 }
 
 impl Barred {
+    /// What the rows of a partition leave out.
+    pub(super) fn of_gaps(gaps: Option<&BTreeSet<(i64, i64, String)>>) -> Self {
+        let ranges = gaps.into_iter().flatten().map(|(from, to, _)| (*from, *to)).collect();
+        Self { ranges, ..Self::default() }
+    }
+
     /// Whether the event is to be left out.
     pub(super) fn holds(&self, stream: Uuid, seq: i64) -> bool {
-        self.seqs.contains(&seq) || self.open.get(&stream).is_some_and(|&first| first < seq)
+        self.seqs.contains(&seq)
+            || self.open.get(&stream).is_some_and(|&first| first < seq)
+            || self.ranges.iter().any(|(from, to)| (*from..=*to).contains(&seq))
     }
 
     /// An event that is parked from now on.

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::checkpoint;
 use super::{LIVE, NEXT, PREVIOUS, ProjectionLoopError, Projector, park};
@@ -63,7 +63,7 @@ pub(super) async fn take_time(client: &Client) -> Result<(), StoreError> {
 }
 
 /// The version of the live tables; none where the projection is not installed.
-pub(super) async fn live_version(tx: &Transaction<'_>, projection: &str) -> Result<Option<i32>, StoreError> {
+pub(super) async fn live_version(tx: &impl GenericClient, projection: &str) -> Result<Option<i32>, StoreError> {
     let row = tx
         .query_opt("select version from throughline.projections where name = $1", &[&projection])
         .await

@@ -65,6 +65,8 @@ pub mod status;
 pub mod tail;
 mod telling;
 
+pub use reader::source_of;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -296,7 +296,13 @@ impl Silence {
     }
 }
 
-fn envelope<'a>(stored: &'a StoredEvent, message_type: &'a str, source: &'a str, schema_version: i16) -> Envelope<'a> {
+/// The envelope that the relay gives the record of an event.
+pub fn envelope<'a>(
+    stored: &'a StoredEvent,
+    message_type: &'a str,
+    source: &'a str,
+    schema_version: i16,
+) -> Envelope<'a> {
     Envelope {
         id: stored.event_id,
         message_type,

@@ -2,6 +2,7 @@
 //!
 //! Defaults < `throughline.toml` < environment < flags. Unknown keys are errors. Knows no other room.
 
+mod audit;
 mod database;
 mod dev;
 mod http;
@@ -16,6 +17,7 @@ mod relay;
 mod secret;
 mod topics;
 
+pub use audit::AuditSettings;
 pub use database::DatabaseSettings;
 pub use dev::{DevRunner, DevSettings};
 pub use http::{AdmissionPolicy, AdmissionSettings, AuthSettings, HttpSettings, LaneAdmission};
@@ -45,6 +47,7 @@ pub struct Settings {
     pub relay: RelaySettings,
     pub projection: ProjectionSettings,
     pub process: ProcessSettings,
+    pub audit: AuditSettings,
     pub http: HttpSettings,
     pub dev: DevSettings,
     pub log: LogSettings,

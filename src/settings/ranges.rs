@@ -79,6 +79,8 @@ const RANGES: &[(&str, i64, i64)] = &[
     ("process.poll_ms", 10, 60_000),
     ("process.deadlines_max", 1, 100_000),
     ("process.in_flight_max", 1, 100_000),
+    ("audit.events_per_second", 1, COUNT),
+    ("audit.poll_ms", 10, 3_600_000),
     ("http.body_bytes_max", 1, RECORD),
     ("http.connections_max", 1, COUNT),
     // A prober, a scraper and a person, each with a connection to spare.

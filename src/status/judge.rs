@@ -17,6 +17,8 @@ use crate::kafka::topics::TopicNames;
 pub(super) const PROCESSOR: &str = "processor";
 /// The loop of the destination topics.
 pub(super) const RELAY: &str = "relay";
+/// The loop that proves the events topics.
+pub(super) const AUDIT: &str = "audit";
 /// Partitions that one line names, at most.
 const NAMED_MAX: usize = 6;
 /// A claim that is not granted for longer than this needs somebody to look.

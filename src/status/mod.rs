@@ -68,7 +68,7 @@ pub struct Report {
     pub process_managers: Vec<ManagerRow>,
     /// Open ones.
     pub dead_letters: Option<i64>,
-    /// How far the audit has proven each partition.
+    /// How far the audit has proven each partition of an events topic, by `TOPIC-PARTITION`.
     pub verified_seq: BTreeMap<String, i64>,
     /// What does not answer.
     pub away: Vec<String>,
@@ -191,7 +191,7 @@ fn assemble(subject: &Subject, store: Result<StoreView, String>, cluster: &Kafka
         projections: projections(subject, store.ok(), &partitions),
         process_managers: managers::rows(subject, store.ok(), &partitions),
         dead_letters: store.ok().map(|store| store.dead_letters),
-        verified_seq: BTreeMap::new(),
+        verified_seq: store.ok().map(verified).unwrap_or_default(),
         away: Vec::new(),
         problems: Vec::new(),
         partitions,
@@ -200,6 +200,10 @@ fn assemble(subject: &Subject, store: Result<StoreView, String>, cluster: &Kafka
     report.problems = judge::problems(subject, &report, store.ok(), cluster);
     report.ok = report.problems.is_empty();
     report
+}
+
+fn verified(store: &StoreView) -> BTreeMap<String, i64> {
+    store.proven.iter().map(|one| (format!("{}-{}", one.topic, one.partition), one.seq)).collect()
 }
 
 fn owns(partitions: &[PartitionRow], owner: &str) -> BTreeMap<String, usize> {
@@ -232,6 +236,7 @@ fn partitions(subject: &Subject, store: Option<&StoreView>, cluster: &KafkaView)
     for names in &subject.contexts {
         names.lanes().iter().for_each(|lane| expect(judge::PROCESSOR, lane, topics.command_partitions));
         [names.events(), names.results()].iter().for_each(|topic| expect(judge::RELAY, topic, topics.event_partitions));
+        expect(judge::AUDIT, &names.events(), topics.event_partitions);
     }
     for projection in &subject.projections {
         expect(&judge::loop_of(&projection.name), &projection.topic, topics.event_partitions);
@@ -243,6 +248,8 @@ fn partitions(subject: &Subject, store: Option<&StoreView>, cluster: &KafkaView)
     for row in &mut rows {
         fill(row, subject, store, cluster);
     }
+    // Whether it is audited is everybody's own choice.
+    rows.retain(|row| row.loop_name != judge::AUDIT || row.owner.is_some());
     rows
 }
 
@@ -254,6 +261,9 @@ fn fill(row: &mut PartitionRow, subject: &Subject, store: Option<&StoreView>, cl
     if let Some((seen, owner)) = store.owner_of(&row.loop_name, &row.topic, row.partition) {
         (row.state, row.owner, row.since) = (seen.state.clone(), Some(owner), Some(seen.since));
         (row.reason, row.cure) = (seen.reason.clone(), seen.cure.clone());
+    }
+    if row.loop_name == judge::AUDIT {
+        return;
     }
     if let Some(view) = store.managers.iter().find(|view| judge::loop_of_manager(&view.name) == row.loop_name) {
         view.tell(row);

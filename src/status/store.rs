@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use super::{ManagerView, Outbox, Subject, managers};
+use crate::audit::{Proven, proven};
 use crate::presence::{self, Process, Seen};
 use crate::projection::state::{Lag, OPERATOR, lags};
 use crate::relay::status::{self, PartitionStatus};
@@ -27,6 +28,8 @@ pub struct StoreView {
     pub projections: Vec<ProjectionView>,
     pub managers: Vec<ManagerView>,
     pub dead_letters: i64,
+    /// What the audit has proven.
+    pub proven: Vec<Proven>,
 }
 
 /// Where a commands partition stands.
@@ -99,6 +102,7 @@ async fn ask(subject: &Subject) -> Result<StoreView, StoreError> {
         projections: projections(&client, subject).await?,
         managers: managers::look(&client, subject).await?,
         dead_letters,
+        proven: proven(&client).await?,
     })
 }
 

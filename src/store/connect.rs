@@ -36,6 +36,8 @@ pub enum DatabaseRole {
     Presence,
     /// Moves process managers.
     Process,
+    /// Holds what is stored against what is promised.
+    Auditor,
 }
 
 impl DatabaseRole {
@@ -50,6 +52,7 @@ impl DatabaseRole {
             Self::Maintenance => Some("throughline_maintenance".into()),
             Self::Presence => Some("throughline_presence".into()),
             Self::Process => Some("throughline_process".into()),
+            Self::Auditor => Some("throughline_auditor".into()),
         }
     }
 }

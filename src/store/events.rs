@@ -95,6 +95,24 @@ pub async fn of_stream(
     Ok(rows.iter().map(stored).collect())
 }
 
+/// The events at `seqs` of a partition that the store has, in order.
+pub async fn at(
+    client: &impl GenericClient,
+    destination: &Destination,
+    partition: i32,
+    seqs: &[i64],
+) -> Result<Vec<StoredEvent>, StoreError> {
+    let statement = format!(
+        "select {COLUMNS} from throughline.events e
+         where e.partition = $1 and e.topic = $2 and e.seq = any($3) order by e.seq"
+    );
+    let rows = client
+        .query(&statement, &[&partition, &destination.id, &seqs])
+        .await
+        .map_err(StoreError::at("read events by their numbers"))?;
+    Ok(rows.iter().map(stored).collect())
+}
+
 /// The last sequence number committed in each partition, by partition.
 pub async fn last_seqs(client: &impl GenericClient, destination: &Destination) -> Result<Vec<i64>, StoreError> {
     let rows = client

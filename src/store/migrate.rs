@@ -34,10 +34,11 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration { number: 16, name: "read side told", sql: include_str!("migrations/0016_read_side_told.sql") },
     Migration { number: 17, name: "pieces and gaps", sql: include_str!("migrations/0017_pieces_and_gaps.sql") },
     Migration { number: 18, name: "processes", sql: include_str!("migrations/0018_processes.sql") },
+    Migration { number: 19, name: "audits", sql: include_str!("migrations/0019_audits.sql") },
 ];
 
 /// Group roles that the steps give rights to.
-const ROLES: [&str; 7] = [
+const ROLES: [&str; 8] = [
     "throughline_writer",
     "throughline_relay",
     "throughline_projector",
@@ -45,6 +46,7 @@ const ROLES: [&str; 7] = [
     "throughline_maintenance",
     "throughline_presence",
     "throughline_process",
+    "throughline_auditor",
 ];
 
 /// Serializes migrating processes of one database. Any constant would do; never change it.

@@ -12,6 +12,7 @@ mod dial;
 pub mod events;
 mod extent;
 pub mod migrate;
+mod pace;
 pub mod partitions;
 mod pool;
 pub mod roles;
@@ -21,6 +22,7 @@ pub use connect::{DatabaseRole, Line, bounded, ping, while_served};
 pub use dead_letters::DeadLetter;
 pub use destinations::Destination;
 pub use extent::Extent;
+pub use pace::Pace;
 pub use pool::{Database, Pooled};
 
 use std::time::Duration;

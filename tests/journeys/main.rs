@@ -28,5 +28,6 @@ mod stopping;
 mod takeover;
 mod topic_anew;
 mod trouble;
+mod verify;
 mod world;
 mod zombie;
