@@ -69,7 +69,12 @@ async fn a_new_package_passes_its_tests_and_runs() {
     let Output { status, stdout, stderr } = tests.output().expect("cargo runs");
     let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(status.success() && !said.contains("warning:"), "{said}");
-    for test in ["it_conforms ... ok", "what_is_closed_is_renamed_no_more ... ok", "show_what_happened ... ok"] {
+    for test in [
+        "it_conforms ... ok",
+        "what_is_closed_is_renamed_no_more ... ok",
+        "show_what_happened ... ok",
+        "whoever_dies ... ok",
+    ] {
         assert!(said.contains(test), "{test}: {said}");
     }
 
