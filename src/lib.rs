@@ -75,4 +75,4 @@ pub mod testing;
 
 pub use app::App;
 /// Crates whose types stand in our signatures.
-pub use {jiff, serde_json, tokio_postgres, uuid};
+pub use {apache_avro, jiff, serde_json, tokio_postgres, uuid};

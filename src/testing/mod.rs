@@ -7,6 +7,7 @@
 
 mod conformance;
 mod inputs;
+mod past;
 mod project;
 mod services;
 mod stage;
@@ -14,6 +15,7 @@ mod survival;
 
 pub use conformance::conforms;
 pub use inputs::{Decided, GivenInputs, given_inputs};
+pub use past::written_in;
 pub use project::{Projected, project};
 pub use services::OwnDatabase;
 pub use stage::{Answer, Stage};
