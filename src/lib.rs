@@ -24,7 +24,7 @@
 //! | [`relay`] | outbox -> Kafka | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health` |
 //! | [`projection`] | events topic -> read tables; reset, rebuild, dead letters | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `panics` |
 //! | [`process`] | process managers: events, outcomes, deadlines -> commands, deadlines | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `panics`, `projection` |
-//! | [`audit`] | what is promised, held against what is stored and published | `settings`, `store`, `kafka`, `relay`, `projection`, `process`, `health` |
+//! | [`audit`] | what is promised, held against what is stored and published | `settings`, `store`, `kafka`, `processor`, `relay`, `projection`, `process`, `health` |
 //! | [`api`] | HTTP server, admission, problems, health | `engine`, `settings`, `store`, `kafka`, `avro`, `crash`, `health`, `presence` |
 //! | [`app`] | composition, lifecycle, installation, development services | everything |
 //! | [`cli`] | one file a subcommand | everything |

@@ -18,7 +18,7 @@ fn doors() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("kafka", &["settings", "engine", "crash", "health", "panics"]),
         ("presence", &["settings", "store", "health"]),
         ("status", &["settings", "store", "health", "kafka", "presence", "relay", "projection", "process", "audit"]),
-        ("audit", &["settings", "store", "kafka", "relay", "projection", "process", "health"]),
+        ("audit", &["settings", "store", "kafka", "processor", "relay", "projection", "process", "health"]),
         ("avro", &["engine", "settings", "store"]),
         ("plain", &["engine", "avro", "api", "store"]),
         ("processor", &["engine", "settings", "store", "kafka", "avro", "crash", "health", "panics"]),

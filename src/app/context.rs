@@ -18,7 +18,7 @@ use crate::engine::{Aggregate, BoundedContext, Encoded, EventCodec, Projection, 
 use crate::health::Health;
 use crate::kafka::topics::TopicNames;
 use crate::plain::{Plain, PlainContext};
-use crate::processor;
+use crate::processor::{self, Retrial};
 use crate::projection::{self, AnyProjector, Projector};
 use crate::settings::{Settings, TopicSettings};
 
@@ -184,6 +184,8 @@ pub trait Opened: Send + Sync {
         health: Arc<Health>,
         shutdown: CancellationToken,
     ) -> Option<Loop>;
+    /// Its rules, for commands that were decided before.
+    fn retrial(&self, settings: &Settings) -> Box<dyn Retrial>;
     /// All its projections, for commands on them.
     fn projectors(&self, settings: &Arc<Settings>) -> Vec<Box<dyn AnyProjector>>;
     /// Its codec, for whoever knows its type.
@@ -282,6 +284,10 @@ impl<C: BoundedContext> Opened for Open<C> {
         let projection = self.projections.iter().find(|one| one.read_model().name == name)?.clone();
         let (names, codec) = (TopicNames::new(C::NAME, &settings.topics), self.codec.clone());
         Some(Box::pin(async move { Ok(projection::run(settings, names, projection, codec, health, shutdown).await?) }))
+    }
+
+    fn retrial(&self, settings: &Settings) -> Box<dyn Retrial> {
+        processor::retrial::<C>(settings, self.codec.clone())
     }
 
     fn projectors(&self, settings: &Arc<Settings>) -> Vec<Box<dyn AnyProjector>> {

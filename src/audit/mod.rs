@@ -1,5 +1,5 @@
 //! What is promised, held against what is stored and published: by `throughline verify` for whoever asks, and by the
-//! role `audit` all the time.
+//! role `audit` all the time; and by `throughline whatif`, the commands of the past held against the rules of today.
 //!
 //! ```text
 //!              seq dense, versions dense, outcomes agree ─> span ─┐
@@ -21,6 +21,7 @@ mod results;
 mod span;
 mod topic;
 mod verify;
+mod what_if;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -29,6 +30,7 @@ pub use auditor::{Proven, proven, run};
 pub use places::Places;
 pub use report::{Check, Report};
 pub use verify::{Scope, Verification};
+pub use what_if::{Group, WhatIf, what_if};
 
 use crate::kafka::KafkaError;
 use crate::kafka::topics::TopicNames;

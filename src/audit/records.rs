@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
@@ -43,6 +44,23 @@ fn ends(consumer: &Inquirer, settings: &KafkaSettings, place: &TopicPartition) -
         .map_err(|source| KafkaError::Request { step: "ask for the ends of a partition", source })
 }
 
+/// The offset of the first record of `time` or later; none where there is none.
+fn since(
+    consumer: &Inquirer,
+    settings: &KafkaSettings,
+    place: &TopicPartition,
+    time: Timestamp,
+) -> Result<Option<i64>, KafkaError> {
+    let wait = Duration::from_millis(u64::from(settings.request_timeout_ms));
+    let mut asked = TopicPartitionList::new();
+    let found = asked
+        .add_partition_offset(&place.topic, place.partition, Offset::Offset(time.as_millisecond()))
+        .and_then(|()| consumer.offsets_for_times(asked, wait))
+        .map_err(|source| KafkaError::Request { step: "ask for the offset of a time", source })?;
+    let offset = found.elements().first().map(|element| element.offset());
+    Ok(offset.and_then(|offset| if let Offset::Offset(offset) = offset { Some(offset) } else { None }))
+}
+
 /// Where to begin.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum From {
@@ -50,6 +68,8 @@ pub(super) enum From {
     Offset(i64),
     /// So many records before the end.
     Newest(i64),
+    /// The first record of this time or later.
+    Since(Timestamp),
 }
 
 /// Records that follow each other.
@@ -83,6 +103,33 @@ pub(super) fn stretches(
     stretches
 }
 
+/// How many records there are from there on, about.
+pub(super) fn remaining(
+    consumer: &Inquirer,
+    settings: &KafkaSettings,
+    place: &TopicPartition,
+    from: From,
+) -> Result<u64, KafkaError> {
+    let (first_offset, end) = ends(consumer, settings, place)?;
+    Ok((end - begin(consumer, settings, place, from, (first_offset, end))?).unsigned_abs())
+}
+
+/// The offset to begin at.
+fn begin(
+    consumer: &Inquirer,
+    settings: &KafkaSettings,
+    place: &TopicPartition,
+    from: From,
+    (first_offset, end): (i64, i64),
+) -> Result<i64, KafkaError> {
+    Ok(match from {
+        From::Offset(offset) if (first_offset..=end).contains(&offset) => offset,
+        From::Offset(_) => first_offset,
+        From::Newest(records) => first_offset.max(end - records),
+        From::Since(time) => since(consumer, settings, place, time)?.unwrap_or(end).clamp(first_offset, end),
+    })
+}
+
 fn read_all(
     consumer: &Inquirer,
     settings: &KafkaSettings,
@@ -91,11 +138,7 @@ fn read_all(
     into: &mpsc::Sender<Result<Stretch, AuditError>>,
 ) -> Result<(), AuditError> {
     let (first_offset, end) = ends(consumer, settings, place)?;
-    let mut next = match from {
-        From::Offset(offset) if (first_offset..=end).contains(&offset) => offset,
-        From::Offset(_) => first_offset,
-        From::Newest(records) => first_offset.max(end - records),
-    };
+    let mut next = begin(consumer, settings, place, from, (first_offset, end))?;
     // Told also where there is none: how far the partition goes is an answer.
     let stretch = |records, next_offset| Ok(Stretch { records, next_offset, first_offset, end });
     if next == end {

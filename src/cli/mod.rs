@@ -27,6 +27,7 @@ mod status;
 mod stream;
 mod topics;
 mod verify;
+mod what_if;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -96,6 +97,10 @@ enum CliCommand {
     Events(events::EventsArgs),
     /// Hold what is promised against what is stored and published; exit code 3 where something differs
     Verify(verify::VerifyArgs),
+    /// Decide the retained commands again by the rules of this program: what would be decided otherwise; exit code 3
+    /// where something would
+    #[command(name = "whatif")]
+    WhatIf(what_if::WhatIfArgs),
     /// Show one stream: its events, their causes, and the state at any version or time
     Stream(stream::StreamArgs),
     /// List, show, check and compare the event schemas; print the AsyncAPI document
@@ -169,6 +174,7 @@ async fn dispatch(
         CliCommand::Outbox(args) => outbox::run(args, settings).await,
         CliCommand::Events(args) => events::run(args, program).await,
         CliCommand::Verify(args) => verify::run(args, program).await,
+        CliCommand::WhatIf(args) => what_if::run(args, program).await,
         CliCommand::Stream(args) => stream::run(args, program).await,
         CliCommand::Schema(args) => schema::run(args, program).await,
         CliCommand::Config(args) => config::run(args, &loaded),

@@ -56,7 +56,8 @@ pub async fn run(args: VerifyArgs, program: &Program<'_>) -> anyhow::Result<Exit
         scope,
         pace: &pace,
     };
-    let bar = tokio::spawn(show(verification.expected().await?, pace.clone()));
+    pace.expect(verification.expected().await?);
+    let bar = tokio::spawn(show(pace.clone()));
     let outcome = tokio::select! {
         outcome = verification.run(&mut places) => outcome,
         _ = tokio::signal::ctrl_c() => {
@@ -106,15 +107,15 @@ fn print(output: Output, report: &Report) {
 }
 
 /// A bar with rate and estimate, on a terminal only.
-async fn show(expected: u64, pace: Arc<Pace>) {
+pub(super) async fn show(pace: Arc<Pace>) {
     if !std::io::stderr().is_terminal() {
         return;
     }
-    let bar = ProgressBar::new(expected);
+    let bar = ProgressBar::new(pace.expected());
     let style = "{bar:30} {human_pos}/{human_len} looked at, {per_sec}, {eta} left";
     bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
     loop {
-        bar.set_length(expected.max(pace.done()));
+        bar.set_length(pace.expected());
         bar.set_position(pace.done());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -23,6 +23,7 @@ mod offsets;
 mod outcome;
 mod replays;
 mod restore;
+mod retrial;
 mod retry;
 mod session;
 mod settle;
@@ -46,6 +47,7 @@ use crate::kafka::{Consumer, ConsumerOptions, KafkaError, Peek, client};
 use crate::settings::Settings;
 use crate::store::{Database, DatabaseRole, Destination, Extent, StoreError, destinations};
 
+pub use retrial::{Change, Retrial, Retried, Ruling, retrial};
 pub use skip::{position, skip};
 
 use backlog::Backlog;

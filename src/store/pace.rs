@@ -12,12 +12,13 @@ pub struct Pace {
     /// When the next rows may come.
     due: Mutex<Instant>,
     done: AtomicU64,
+    expected: AtomicU64,
 }
 
 impl Pace {
     /// A pace of `rate` rows a second, at most.
     pub fn new(rate: Option<u64>) -> Self {
-        Self { rate, due: Mutex::new(Instant::now()), done: AtomicU64::new(0) }
+        Self { rate, due: Mutex::new(Instant::now()), done: AtomicU64::new(0), expected: AtomicU64::new(0) }
     }
 
     /// `rows` were read: returns once the next ones may be.
@@ -33,6 +34,16 @@ impl Pace {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         *due = (*due).max(now) + Duration::from_secs_f64(rows as f64 / rate.max(1) as f64);
         *due - now
+    }
+
+    /// So many rows more will come, about.
+    pub fn expect(&self, rows: u64) {
+        self.expected.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Rows that will come in all, about; at least those that came.
+    pub fn expected(&self) -> u64 {
+        self.expected.load(Ordering::Relaxed).max(self.done())
     }
 
     /// Rows so far.

@@ -29,5 +29,6 @@ mod takeover;
 mod topic_anew;
 mod trouble;
 mod verify;
+mod what_if;
 mod world;
 mod zombie;
