@@ -7,7 +7,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEBUG := $(TARGET)/debug/throughline
 RELEASE := $(TARGET)/release/throughline
 
-.PHONY: help demo test bench build fmt lint verify setup dev-up dev-down clean
+.PHONY: help demo test chaos bench build fmt lint verify setup dev-up dev-down clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: setup ## Run the order book through everything and prove the result (DEMO_
 test: setup ## Run all tests on a Kafka and a PostgreSQL of their own
 	@cargo test --locked --no-run
 	@deploy/with-services.sh $(DEBUG) $(TARGET)/test-services cargo test --locked
+
+chaos: setup ## Kill, pause, cut and poison everything under load, and check all of it (CHAOS_SEED repeats a run's plan)
+	@cargo test --locked --features throughline-reference/chaos --test chaos -- --nocapture
 
 bench: setup ## Run the benches, ours and the references, on services of their own
 	@cargo build --release --locked --bin throughline

@@ -65,6 +65,7 @@ kinds! {
     DATABASE_UNAVAILABLE, SERVICE_UNAVAILABLE, "The database does not answer", "Wait for as long as Retry-After says.";
     READ_TABLES_MISSING, SERVICE_UNAVAILABLE, "The read tables are not there yet", "Start the projections, or wait until they have made their tables.";
     PROJECTION_STANDING, SERVICE_UNAVAILABLE, "The read table does not go on", "What is asked for may be decided and not shown: nothing is known of it here. The detail tells the operator's next step; wait for as long as Retry-After says and read again.";
+    NOT_SHOWN_YET, SERVICE_UNAVAILABLE, "The write that the token names is not shown yet", "What is asked for may be decided and not shown: nothing is known of it here. Wait for as long as Retry-After says and read again with the token.";
     SHUTTING_DOWN, SERVICE_UNAVAILABLE, "The server is shutting down", "Repeat the request: another server takes it.";
     INTERNAL_ERROR, INTERNAL_SERVER_ERROR, "Something went wrong here", "Tell the operator the correlation id.";
 }

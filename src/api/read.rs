@@ -9,7 +9,7 @@ use tokio_postgres::Statement;
 use utoipa::IntoParams;
 
 use super::extract::header;
-use super::problem::{NOT_FOUND, Problem};
+use super::problem::{NOT_FOUND, NOT_SHOWN_YET, Problem};
 use super::stands::{self, Standing};
 use super::{Api, consistency};
 use crate::engine::Position;
@@ -63,6 +63,9 @@ pub struct AsOf {
     last_event_at: Option<Timestamp>,
 }
 
+/// A table that is behind has waited for its writes already: soon is worth a try.
+const NOT_SHOWN_RETRY_SECONDS: u64 = 1;
+
 impl Api {
     /// Waits for the request's consistency tokens on `projection`, then takes a connection.
     pub async fn begin_read(&self, headers: &HeaderMap, projection: &'static str) -> Result<Read, Problem> {
@@ -104,11 +107,15 @@ impl Read {
     }
 
     /// The answer where the read found nothing: that there is nothing, as `detail` says, or that nobody can say so
-    /// here, since `partition`, or one of them all, stands.
+    /// here, since `partition`, or one of them all, stands, or is not yet where the request's token is.
     pub fn missing(&self, partition: Option<i32>, detail: impl Into<String>) -> Problem {
-        match self.standing_of(partition).next() {
-            Some(stand) => stands::problem(stand),
-            None => Problem::new(NOT_FOUND, detail),
+        match (self.standing_of(partition).next(), self.met) {
+            (Some(stand), _) => stands::problem(stand),
+            (None, Some(false)) => {
+                let detail = "the read table is behind the write that the consistency token names";
+                Problem::new(NOT_SHOWN_YET, detail).retry_after(NOT_SHOWN_RETRY_SECONDS)
+            }
+            (None, _) => Problem::new(NOT_FOUND, detail),
         }
     }
 

@@ -75,10 +75,12 @@ impl Api {
             principal: envelope.caller.principal.as_deref(),
         };
         self.handover.hand_over(permit, record).await?;
+        crate::crash_point!("api.handed_over");
         let Some((wait, waiter)) = waiter else { return Ok(Submitted::Accepted { correlation_id }) };
         let Some(outcome) = waiter.wait(wait.saturating_sub(handed_at.elapsed())).await else {
             return Ok(Submitted::Accepted { correlation_id });
         };
+        crate::crash_point!("api.decided");
         check_payload(&outcome, &submission)?;
         metrics::histogram!("throughline_http_sync_seconds").record(handed_at.elapsed());
         conclude(outcome, envelope)
