@@ -1,4 +1,5 @@
-//! Named points at which a test makes this process die as if by `kill -9`, or stand still as a zombie.
+//! Named points at which a test makes this process die as if by `kill -9`, or stand still as a zombie; and deliberate
+//! bugs by which tests of the whole are tested.
 //!
 //! Inert unless `THROUGHLINE_CRASH_AT=NAME[:NTH]` or `THROUGHLINE_STOP_AT=NAME[:NTH]` is set when the first
 //! point is passed: the NTH pass (from 1) of that point then ends the process by SIGKILL (137 to a shell),
@@ -55,6 +56,20 @@ macro_rules! crash_point {
     ($name:literal) => {
         $crate::crash::pass($name)
     };
+}
+
+/// Whether a test wants the deliberate bug of that name: `THROUGHLINE_SABOTAGE=NAME`, in a build with the feature
+/// `sabotage` and in no other.
+#[cfg(feature = "sabotage")]
+pub fn is_sabotaged(name: &str) -> bool {
+    static WANTED: OnceLock<Option<String>> = OnceLock::new();
+    WANTED.get_or_init(|| std::env::var("THROUGHLINE_SABOTAGE").ok()).as_deref() == Some(name)
+}
+
+/// False; see the other one.
+#[cfg(not(feature = "sabotage"))]
+pub const fn is_sabotaged(_: &str) -> bool {
+    false
 }
 
 #[cfg(test)]

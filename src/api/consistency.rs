@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::outcomes::IDLE_TURN;
 use super::problem::{INVALID_CONSISTENCY_TOKEN, Problem};
+use crate::crash::is_sabotaged;
 use crate::engine::Position;
 use crate::health::{Heartbeat, Told};
 use crate::settings::Settings;
@@ -105,7 +106,7 @@ impl Checkpoints {
 
     /// Waits until `projection` has passed all `positions`; whether it did within `wait`.
     pub async fn passed(&self, projection: &str, positions: &[Position], wait: Duration) -> bool {
-        if positions.is_empty() {
+        if positions.is_empty() || is_sabotaged("token_ignored") {
             return true;
         }
         // What was looked up before now does not count: an operator may have reset the projection.

@@ -2,7 +2,7 @@
 //!
 //! Outcomes are kept for a while only; older results are passed over. PostgreSQL is authoritative for the outcome.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -76,10 +76,13 @@ pub(super) async fn check(
     for outcome in commands::outcomes(client, &subject.names.events(), &ids).await? {
         stored.entry(outcome.command_id).or_default().push(outcome);
     }
+    let anew = decided_anew(client, &ids).await?;
     for (seq, id, value) in published {
         let outcomes = stored.get(&id).map(Vec::as_slice).unwrap_or_default();
         let field = subject.stream_id_field;
-        if outcomes.iter().any(|outcome| outcome.to_json(field) == value) {
+        // An operator had it decided anew: what was told before was true then.
+        if outcomes.iter().any(|outcome| outcome.to_json(field) == value) || anew.contains(&id) && !outcomes.is_empty()
+        {
             continue;
         }
         let stream = value[field].as_str().and_then(|text| text.parse().ok());
@@ -91,6 +94,19 @@ pub(super) async fn check(
         find(seq, stream, what);
     }
     Ok(findings)
+}
+
+/// Those of `ids` that an operator sent again.
+async fn decided_anew(client: &impl GenericClient, ids: &[Uuid]) -> Result<HashSet<Uuid>, StoreError> {
+    let rows = client
+        .query(
+            "select distinct command_id from throughline.dead_letters
+             where kind = 'command' and command_id = any($1) and status = 'replayed'",
+            &[&ids],
+        )
+        .await
+        .map_err(StoreError::at("look for commands that were sent again"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Accepted commands whose last event is not there, of one partition.

@@ -10,6 +10,7 @@ use super::Managed;
 use super::ledger::Ledger;
 use super::park::{self, Barred};
 use super::read::Told;
+use crate::crash::is_sabotaged;
 use crate::engine::{Input, ProcessManager, ids};
 use crate::store::{Line, StoreError, bounded};
 
@@ -70,7 +71,10 @@ async fn tell<P: ProcessManager>(
         .await
         .map_err(StoreError::at("read deadlines"))?;
     let due: Vec<(Uuid, String, Uuid)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
-    let cause = |(instance, name, set_by): &(Uuid, String, Uuid)| ids::deadline_id(P::NAME, *instance, *set_by, name);
+    let cause = |(instance, name, set_by): &(Uuid, String, Uuid)| match is_sabotaged("deadline_twice") {
+        true => Uuid::new_v4(),
+        false => ids::deadline_id(P::NAME, *instance, *set_by, name),
+    };
     ledger.learn(tx, &due.iter().map(|one| (one.0, cause(one))).collect::<Vec<_>>()).await?;
     let mut fired = Fired::default();
     for (row, due) in rows.iter().zip(due) {
@@ -82,7 +86,9 @@ async fn tell<P: ProcessManager>(
         }
         let told =
             Told { instance, begins: false, cause, correlation_id: row.get(3), input: Input::Deadline(name.clone()) };
-        ledger.reached(instance, &name);
+        if !is_sabotaged("deadline_twice") {
+            ledger.reached(instance, &name);
+        }
         fired.deadlines += 1;
         if let Err(fault) = ledger.handle(&told) {
             ledger.not_reached(instance, &name);

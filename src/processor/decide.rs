@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::crash::is_sabotaged;
 use crate::engine::{Aggregate, BoundedContext, Encoded, EventCodec, ids};
 use crate::panics;
 
@@ -119,13 +120,14 @@ impl<C: BoundedContext> Desk<'_, C> {
             Some(place) => Some(&self.decided.outcomes[*place]),
             None => self.known.get(&scope),
         };
+        let first = first.filter(|_| !is_sabotaged("no_dedupe"));
         if let Some(first) = first.cloned() {
             self.repeat(index, command, first);
             return Ok(());
         }
         let verdict = match &command.ask {
             Ask::Refuse { code, reason, park } => {
-                if *park {
+                if *park && !is_sabotaged("poison_dropped") {
                     self.decided.parked.push((index, code, reason.clone()));
                 }
                 Verdict::refused(code, reason.clone(), None)
@@ -138,6 +140,9 @@ impl<C: BoundedContext> Desk<'_, C> {
         }
         let code = outcome.code.clone().unwrap_or(Cow::Borrowed("ACCEPTED"));
         *self.decided.tally.entry(code).or_default() += 1;
+        if is_sabotaged("outcome_dropped") && command.command_id.as_u128().is_multiple_of(50) {
+            return Ok(());
+        }
         self.fresh.insert(scope, self.decided.outcomes.len());
         self.decided.outcomes.push(outcome);
         Ok(())
@@ -209,7 +214,10 @@ impl<C: BoundedContext> Desk<'_, C> {
             stream.version += 1;
             seq = Some(*last_seq);
             self.decided.counters.insert(counter, *last_seq);
-            let event_id = ids::event_id(C::NAME, command.stream_id, stream.version, command.command_id);
+            let event_id = match is_sabotaged("event_id_without_stream") {
+                true => ids::event_id(C::NAME, Uuid::nil(), 0, command.command_id),
+                false => ids::event_id(C::NAME, command.stream_id, stream.version, command.command_id),
+            };
             let event = NewEvent { command: index, seq: *last_seq, version: stream.version, event_id, encoded };
             self.decided.events.push(event);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Statement;
 
 use super::retry::BatchFailure;
+use crate::crash::is_sabotaged;
 use crate::settings::DatabaseSettings;
 use crate::store::{self, DatabaseRole, Line, StoreError, connect};
 
@@ -49,8 +50,12 @@ impl Session {
             prepare(load::LOAD_OUTCOMES),
         )
         .map_err(StoreError::at("prepare the processor's reads"))?;
+        let append_events = match is_sabotaged("outbox_row_dropped") {
+            true => format!("{} where seq % 97 <> 0", append::APPEND_EVENTS),
+            false => append::APPEND_EVENTS.to_owned(),
+        };
         let (append_events, append_results, append_outcomes, set_counters, put_snapshots) = futures_util::try_join!(
-            prepare(append::APPEND_EVENTS),
+            client.prepare(&append_events),
             prepare(append::APPEND_RESULTS),
             prepare(append::APPEND_OUTCOMES),
             prepare(append::SET_COUNTERS),

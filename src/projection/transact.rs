@@ -11,6 +11,7 @@ use super::checkpoint::{self, Checkpoint, Move};
 use super::decode::{Body, Item};
 use super::handler::{self, ApplyFailure};
 use super::{LIVE, Projector, gaps, park};
+use crate::crash::is_sabotaged;
 use crate::engine::Recorded;
 use crate::store::{DeadLetter, bounded};
 
@@ -70,6 +71,16 @@ pub(super) async fn transact<E: Send + Sync>(
         metrics::counter!("throughline_projection_parked_total", "projection" => projector.name())
             .increment(split.letters.len() as u64);
         (moved, applied, !split.letters.is_empty())
+    } else if is_sabotaged("checkpoint_apart") {
+        drop(advance);
+        let runs = runs(items.iter().filter_map(|item| event_of(item)));
+        apply_runs(projector, &tx, events, &runs).await?;
+        tx.commit().await.map_err(ApplyFailure::of_the_handler("commit a batch"))?;
+        crate::crash_point!("projection.before_commit");
+        let tx = client.transaction().await.map_err(ApplyFailure::ours("begin a batch"))?;
+        checkpoint::advance(&tx, projector.name(), moves).await.map_err(ApplyFailure::ours("move checkpoints"))?;
+        tx.commit().await.map_err(ApplyFailure::ours("move checkpoints"))?;
+        return Ok((Attempt::Applied(moves.to_vec()), false));
     } else {
         // Sent together: the compare-and-set reaches the server first and costs no round trip.
         let runs = runs(items.iter().filter_map(|item| event_of(item)));

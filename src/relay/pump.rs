@@ -13,6 +13,7 @@ use super::partition::Phase;
 use super::publisher::Publisher;
 use super::publishing_loop::PublishingLoop;
 use super::reader::{Mark, ReadRequest};
+use crate::crash::is_sabotaged;
 use crate::kafka::KafkaError;
 use crate::store::{Blame, StoreError};
 
@@ -61,7 +62,11 @@ impl PublishingLoop {
         self.partitions
             .iter()
             .filter(|(_, ours)| ours.has_unmarked())
-            .map(|(key, ours)| Mark { key: *key, epoch: ours.epoch, published: ours.acknowledged.seq() })
+            .map(|(key, ours)| {
+                let acknowledged = ours.acknowledged.seq();
+                let published = if is_sabotaged("mark_before_acknowledgement") { ours.sent } else { acknowledged };
+                Mark { key: *key, epoch: ours.epoch, published }
+            })
             .collect()
     }
 

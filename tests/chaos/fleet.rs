@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,8 +19,6 @@ use tokio::task::JoinHandle;
 use crate::harness::eventually;
 use crate::neighbours::Neighbours;
 
-/// Whoever ends by itself within this could not start.
-const START_MAX: Duration = Duration::from_secs(20);
 /// Each site is died at so often.
 const EACH: usize = 3;
 
@@ -57,6 +55,7 @@ pub struct Member {
     hit: Arc<Mutex<BTreeMap<String, u64>>>,
     /// Ends that nobody asked for.
     fell: Arc<Mutex<Vec<String>>>,
+    sabotage: Option<&'static str>,
 }
 
 /// All members.
@@ -79,7 +78,7 @@ impl Hit {
 }
 
 impl Fleet {
-    pub fn start(neighbours: &Neighbours, random: &mut StdRng) -> Self {
+    pub fn start(neighbours: &Neighbours, random: &mut StdRng, sabotage: Option<&'static str>) -> Self {
         let (hit, fell) = (Arc::default(), Arc::default());
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
         let places: [(&str, &[&str], usize); 5] = [
@@ -106,6 +105,7 @@ impl Fleet {
                     ending: AtomicBool::new(false),
                     hit: Arc::clone(&hit),
                     fell: Arc::clone(&fell),
+                    sabotage,
                 })
             }));
         }
@@ -142,15 +142,18 @@ impl Fleet {
         Hit(self.hit.lock().unwrap().clone())
     }
 
-    /// Sites of the plan at which nobody died, and ends that nobody asked for.
+    /// Ends that nobody asked for.
+    pub fn fell(&self) -> Vec<String> {
+        self.fell.lock().unwrap().clone()
+    }
+
+    /// Sites of the plan at which nobody died.
     pub fn missed(&self) -> Vec<String> {
         let hit = self.hit.lock().unwrap();
         let planned = SITES
             .iter()
             .flat_map(|(kind, often, seldom)| often.iter().chain(*seldom).map(move |site| format!("{kind}.{site}")));
-        let mut missed: Vec<String> = planned.filter(|site| !hit.contains_key(site)).collect();
-        missed.extend(self.fell.lock().unwrap().iter().cloned());
-        missed
+        planned.filter(|site| !hit.contains_key(site)).collect()
     }
 
     pub async fn end(self) {
@@ -189,29 +192,31 @@ impl Member {
                 .env("RUST_LOG", "warn")
                 .env("NO_COLOR", "1");
             run.env("THROUGHLINE__CHECKOUT__AUTHORIZE_TIMEOUT_MS", "3000");
+            run.envs(self.sabotage.iter().map(|bug| ("THROUGHLINE_SABOTAGE", bug)));
             run.envs(self.http.iter().map(|http| ("HTTP_LISTEN", http)));
             run.envs(point.iter().map(|(site, nth)| ("THROUGHLINE_CRASH_AT", format!("{site}:{nth}"))));
             run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.try_clone().expect("a log")).kill_on_drop(true);
             let mut child = run.spawn().expect("it starts");
-            let began = Instant::now();
             self.killed.store(false, Ordering::Release);
             self.pid.store(child.id().expect("a pid").cast_signed(), Ordering::Release);
             let status = child.wait().await.expect("it ends");
             self.pid.store(0, Ordering::Release);
             let by_us = self.killed.load(Ordering::Acquire);
+            let could_not_start = || {
+                let log = std::fs::read_to_string(&path).unwrap_or_default();
+                log.lines().next_back().is_some_and(|last| last.starts_with("error: cannot start"))
+            };
             match (point, status.signal()) {
                 (Some((site, _)), Some(signal)) if signal == Signal::SIGKILL as i32 && !by_us => {
                     *self.hit.lock().unwrap().entry(site).or_default() += 1;
                 }
                 // It was interrupted before it came there, or could not start while somebody was away, and said so:
                 // another life tries again.
-                (Some(point), _) if by_us || began.elapsed() < START_MAX => {
-                    self.points.lock().unwrap().push_back(point);
-                }
-                _ if by_us || began.elapsed() < START_MAX || self.ending.load(Ordering::Acquire) => {}
+                (Some(point), _) if by_us || could_not_start() => self.points.lock().unwrap().push_back(point),
+                _ if by_us || could_not_start() || self.ending.load(Ordering::Acquire) => {}
                 _ => {
                     let log = path.display();
-                    self.fell.lock().unwrap().push(format!("{} ended by itself: {status}; {log}", self.name));
+                    self.fell.lock().unwrap().push(format!("ended: {} by itself: {status}; {log}", self.name));
                 }
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

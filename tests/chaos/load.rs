@@ -108,7 +108,13 @@ impl Client {
 
     fn command(&mut self) -> Value {
         let order = *self.orders.choose(&mut self.random).expect("orders");
-        let id = Uuid::from_u128(self.random.random());
+        // An id counts in its order: now and then it is that of another order's command.
+        let id = match self.sent.choose(&mut self.random) {
+            Some(other) if self.random.random_ratio(1, 50) && other["orderId"] != order.to_string() => {
+                other["commandId"].as_str().and_then(|text| text.parse().ok()).expect("an id")
+            }
+            _ => Uuid::from_u128(self.random.random()),
+        };
         let amount = ["19.99", "20.00", "39.98", "0.01", "50.00"][self.random.random_range(0..5)];
         match self.random.random_range(0..100_u8) {
             0..20 => {

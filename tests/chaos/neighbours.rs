@@ -68,7 +68,7 @@ pub struct Neighbours {
     way: AsyncMutex<Way>,
     counts: Mutex<BTreeMap<String, u64>>,
     /// Sites where operators' commands died.
-    pub hit: Mutex<BTreeMap<String, u64>>,
+    hit: Mutex<BTreeMap<String, u64>>,
     pub poison: Mutex<u64>,
 }
 
@@ -225,9 +225,19 @@ impl Neighbours {
         self.client().await.batch_execute("select 1").await.expect("PostgreSQL answers");
     }
 
+    /// Sites at which no operator's command died.
+    pub fn missed(&self) -> Vec<String> {
+        let hit = self.hit.lock().unwrap();
+        // A letter to replay may not be there.
+        let sites = WORK.iter().map(|(_, site)| *site).filter(|site| !site.is_empty() && !site.starts_with("dlq."));
+        sites.filter(|site| !hit.contains_key(*site)).map(str::to_owned).collect()
+    }
+
     pub fn table(&self) -> Vec<String> {
         let counts = self.counts.lock().unwrap();
-        let mut lines: Vec<String> = counts.iter().map(|(name, count)| format!("{count:>8}  {name}")).collect();
+        let hit = self.hit.lock().unwrap();
+        let mut lines: Vec<String> = hit.iter().map(|(site, count)| format!("{count:>8}  died at {site}")).collect();
+        lines.extend(counts.iter().map(|(name, count)| format!("{count:>8}  {name}")));
         lines.push(format!("{:>8}  records of poison", self.poison.lock().unwrap()));
         lines
     }
