@@ -7,7 +7,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEBUG := $(TARGET)/debug/throughline
 RELEASE := $(TARGET)/release/throughline
 
-.PHONY: help demo test chaos bench build fmt lint verify setup dev-up dev-down clean
+.PHONY: help demo test chaos soak sabotage bench build fmt lint verify setup dev-up dev-down clean
 
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +21,13 @@ test: setup ## Run all tests on a Kafka and a PostgreSQL of their own
 	@deploy/with-services.sh $(DEBUG) $(TARGET)/test-services cargo test --locked
 
 chaos: setup ## Kill, pause, cut and poison everything under load, and check all of it (CHAOS_SEED repeats a run's plan)
-	@cargo test --locked --features throughline-reference/chaos --test chaos -- --nocapture
+	@cargo test --locked --features throughline-reference/chaos --test chaos -- --nocapture nothing_is_lost
+
+soak: setup ## As chaos, for CHAOS_SECONDS (3600), with as many commands a second
+	@CHAOS_SECONDS=$${CHAOS_SECONDS:-3600} CHAOS_COMMANDS=$${CHAOS_COMMANDS:-600000} $(MAKE) --no-print-directory chaos
+
+sabotage: setup ## Put one deliberate bug after the other into the pipeline: the checker of chaos must catch each
+	@cargo test --locked --features throughline-reference/chaos --test chaos -- --nocapture each_deliberate_bug
 
 bench: setup ## Run the benches, ours and the references, on services of their own
 	@cargo build --release --locked --bin throughline

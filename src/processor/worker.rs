@@ -102,7 +102,9 @@ impl<C: BoundedContext> Worker<C> {
         match self.session.take().filter(|session| !session.client.is_closed()) {
             Some(session) => Ok(session),
             None => {
-                self.states.clear();
+                if !is_sabotaged("cache_kept") {
+                    self.states.clear();
+                }
                 Session::open(&self.settings.database).await
             }
         }
@@ -186,7 +188,7 @@ impl<C: BoundedContext> Worker<C> {
         }
         let mut decided = decide::decide(&self.scope, batch, loaded)?;
         crash_point!("processor.after_decide");
-        if is_sabotaged("cache_ahead") {
+        if is_sabotaged("cache_kept") {
             decided.streams.iter().for_each(|(stream_id, state)| self.states.put(*stream_id, state.clone()));
         }
         let every = self.settings.processor.snapshot_every_events;

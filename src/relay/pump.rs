@@ -64,7 +64,8 @@ impl PublishingLoop {
             .filter(|(_, ours)| ours.has_unmarked())
             .map(|(key, ours)| {
                 let acknowledged = ours.acknowledged.seq();
-                let published = if is_sabotaged("mark_before_acknowledgement") { ours.sent } else { acknowledged };
+                let ahead = is_sabotaged("mark_before_acknowledgement");
+                let published = if ahead { ours.sent + 1 } else { acknowledged };
                 Mark { key: *key, epoch: ours.epoch, published }
             })
             .collect()

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::seq::SliceRandom as _;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode};
@@ -310,13 +312,10 @@ fn tls(settings: &DatabaseSettings, config: &Config) -> Result<Option<MakeRustls
             _ => Ok(None),
         };
     };
-    let read = |error: std::io::Error| StoreError::Settings(format!("{}: {error}", path.display()));
+    let at_fault = |error: &dyn std::fmt::Display| StoreError::Settings(format!("{}: {error}", path.display()));
     let mut roots = rustls::RootCertStore::empty();
-    let mut reader = std::io::BufReader::new(std::fs::File::open(path).map_err(read)?);
-    for certificate in rustls_pemfile::certs(&mut reader) {
-        roots
-            .add(certificate.map_err(read)?)
-            .map_err(|error| StoreError::Settings(format!("{}: {error}", path.display())))?;
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| at_fault(&error))? {
+        roots.add(certificate.map_err(|error| at_fault(&error))?).map_err(|error| at_fault(&error))?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let client = rustls::ClientConfig::builder_with_provider(provider)

@@ -51,7 +51,7 @@ async fn run(Scale { seed, span, commands, sabotage }: Scale) -> Vec<String> {
     let fleet = Fleet::start(&neighbours, &mut random, sabotage);
     let api = fleet.api().await;
     let load = Load::start(&neighbours, api, &mut random, commands, span);
-    neighbours.trouble(&fleet, &mut random, span).await;
+    neighbours.trouble(&fleet, &mut random, span, sabotage.is_some()).await;
     let history = load.end().await;
     fleet.heal().await;
     neighbours.heal().await;
@@ -86,12 +86,12 @@ async fn nothing_is_lost_doubled_reordered_gapped_or_diverged() {
 /// Deliberate bugs, and what each does.
 const SABOTAGE: [(&str, &str); 12] = [
     ("no_dedupe", "a command that comes again is decided again"),
-    ("cache_ahead", "states are cached before the commit that may fail"),
+    ("cache_kept", "states are cached before the commit that may fail, and kept when the session is lost"),
     ("event_id_without_stream", "one command id in two orders makes two events of one id"),
     ("outbox_row_dropped", "an event in a hundred is committed without its outbox row"),
     ("outcome_dropped", "an outcome in fifty is not written"),
     ("poison_dropped", "what nobody can read is passed over and not kept"),
-    ("mark_before_acknowledgement", "what was sent counts as published"),
+    ("mark_before_acknowledgement", "what is sent, and one more, counts as published"),
     ("checkpoint_apart", "rows and their checkpoint are two transactions"),
     ("no_fencing", "checkpoints move whoever moves them"),
     ("acknowledged_before_kafka", "202 is answered before Kafka has the command"),

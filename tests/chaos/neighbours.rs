@@ -29,6 +29,7 @@ enum Fault {
     Kill,
     /// One stands still for longer than its session and lease, and goes on.
     Zombie,
+    ZombieProjection,
     /// One is stopped by its operator, and started again.
     Restart,
     Postgres(PostgresStop),
@@ -131,9 +132,9 @@ impl Neighbours {
     }
 
     /// Everything of the plan, one after the other.
-    pub async fn trouble(&self, fleet: &Fleet, random: &mut StdRng, span: Duration) {
+    pub async fn trouble(&self, fleet: &Fleet, random: &mut StdRng, span: Duration, is_sabotage: bool) {
         let began = Instant::now();
-        for (at, fault) in plan(random, span) {
+        for (at, fault) in if is_sabotage { plan_for_bugs(random, span) } else { plan(random, span) } {
             tokio::time::sleep((began + at).saturating_duration_since(Instant::now())).await;
             let name = format!("{fault:?}").split('(').next().unwrap_or_default().to_owned();
             println!("{:>6.1} s  {fault:?}", began.elapsed().as_secs_f64());
@@ -147,6 +148,7 @@ impl Neighbours {
         match fault {
             Fault::Kill => fleet.any(random).kill(),
             Fault::Zombie => fleet.any(random).stand_still(while_it_lasts + Duration::from_secs(2)).await,
+            Fault::ZombieProjection => fleet.of("projection", random).stand_still(Duration::from_secs(4)).await,
             Fault::Restart => fleet.any(random).terminate(),
             Fault::Postgres(how) => {
                 self.services.stop_postgres(how).await.expect("PostgreSQL stops");
@@ -268,6 +270,24 @@ fn plan(random: &mut StdRng, span: Duration) -> Vec<(Duration, Fault)> {
     add(share(2), Fault::HeldLock);
     add(share(6), Fault::Poison);
     faults.extend((0..WORK.len()).map(Fault::Operate));
+    faults.shuffle(random);
+    let mut times: Vec<Duration> = faults.iter().map(|_| span.mul_f64(random.random_range(0.03..0.95))).collect();
+    times.sort();
+    times.into_iter().zip(faults).collect()
+}
+
+/// What brings deliberate bugs to light in a short time; no operator makes tables anew.
+fn plan_for_bugs(random: &mut StdRng, span: Duration) -> Vec<(Duration, Fault)> {
+    let mut faults = vec![Fault::ZombieProjection; 4];
+    faults.extend([Fault::Kill; 14]);
+    faults.extend([
+        Fault::Postgres(PostgresStop::Kill),
+        Fault::CommitsLost,
+        Fault::CommitsLost,
+        Fault::Cut,
+        Fault::Poison,
+    ]);
+    faults.extend([Fault::Poison, Fault::BrokerKilled]);
     faults.shuffle(random);
     let mut times: Vec<Duration> = faults.iter().map(|_| span.mul_f64(random.random_range(0.03..0.95))).collect();
     times.sort();

@@ -94,3 +94,49 @@ async fn the_three_uses_work_as_written() {
     eventually("both orders again", &both).await;
     assert_eq!(projection.terminate().await, 0);
 }
+
+/// The words that the runbook quotes are told by the program, its commands are taken, and the tests that hold the
+/// guarantees are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runbook_and_the_guarantees_name_what_there_is() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect(path);
+    let sources = sources(&root.join("src"));
+    let runbook = read("deploy/RUNBOOK.md");
+    let prose: String = runbook.split("```").step_by(2).collect();
+    let prose = prose.replace('\n', " ");
+    let quoted: Vec<&str> = prose.split('*').skip(1).step_by(2).collect();
+    assert!(quoted.len() > 10, "{quoted:?}");
+    for words in quoted {
+        assert!(sources.contains(words), "nothing of the program says: {words}");
+    }
+    let commands =
+        runbook.split("```sh\n").skip(1).flat_map(|rest| rest.split("```").next().unwrap_or_default().lines());
+    let mut taken = 0;
+    for line in commands {
+        let arguments = line.strip_prefix("throughline ").expect("a command of ours");
+        let asked = Command::new("bash")
+            .args(["-c", &format!("\"$0\" {arguments} --help"), env!("CARGO_BIN_EXE_throughline")])
+            .output()
+            .await
+            .expect("bash runs");
+        assert!(asked.status.success(), "{line}: {}", String::from_utf8_lossy(&asked.stderr));
+        taken += 1;
+    }
+    assert!(taken > 10);
+    let guarantees = read("deploy/GUARANTEES.md");
+    for named in guarantees.split('`').filter(|text| text.starts_with("tests/")) {
+        assert!(root.join(named).exists(), "{named}");
+    }
+}
+
+/// Every source below a folder, with texts that a line break divides put together.
+fn sources(folder: &std::path::Path) -> String {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let texts = entries.map(|path| match path.is_dir() {
+        true => sources(&path),
+        false => std::fs::read_to_string(&path).unwrap_or_default(),
+    });
+    let text: String = texts.collect();
+    text.split("\\\n").map(str::trim_start).collect()
+}
