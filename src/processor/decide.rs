@@ -200,6 +200,9 @@ impl<C: BoundedContext> Desk<'_, C> {
                 return Ok(Verdict::refused(COMMAND_FAILED, reason, Some(version)));
             }
         };
+        if is_sabotaged("event_dropped") && command.command_id.as_u128().is_multiple_of(50) {
+            return Ok(Verdict { accepted: true, code: None, reason: None, version: Some(stream.version), seq: None });
+        }
         let encoded: Result<Vec<Encoded>, _> = events.iter().map(|event| encode(self.scope, event)).collect();
         let encoded =
             encoded.map_err(|reason| BatchFailure::Command(index, format!("its event cannot be written: {reason}")))?;

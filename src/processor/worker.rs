@@ -11,7 +11,6 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::crash::is_sabotaged;
 use crate::crash_point;
 use crate::engine::BoundedContext;
 use crate::health::Heartbeat;
@@ -102,9 +101,7 @@ impl<C: BoundedContext> Worker<C> {
         match self.session.take().filter(|session| !session.client.is_closed()) {
             Some(session) => Ok(session),
             None => {
-                if !is_sabotaged("cache_kept") {
-                    self.states.clear();
-                }
+                self.states.clear();
                 Session::open(&self.settings.database).await
             }
         }
@@ -188,9 +185,6 @@ impl<C: BoundedContext> Worker<C> {
         }
         let mut decided = decide::decide(&self.scope, batch, loaded)?;
         crash_point!("processor.after_decide");
-        if is_sabotaged("cache_kept") {
-            decided.streams.iter().for_each(|(stream_id, state)| self.states.put(*stream_id, state.clone()));
-        }
         let every = self.settings.processor.snapshot_every_events;
         // A full batch more is waiting: it is read while PostgreSQL writes this one. Without a
         // backlog it is left to grow, so that batches are as large as they can be.

@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use tokio_postgres::types::Type;
 use tokio_postgres::{GenericClient, Row, Transaction};
 
-use crate::crash::is_sabotaged;
 use crate::store::StoreError;
 
 /// One partition of one generation.
@@ -52,19 +51,16 @@ pub(super) async fn advance(
     let next: Vec<i64> = moves.iter().map(|m| m.next_offset).collect();
     let seqs: Vec<i64> = moves.iter().map(|m| m.seq).collect();
     let times: Vec<Option<Timestamp>> = moves.iter().map(|m| m.last_event_at).collect();
-    let fence = if is_sabotaged("no_fencing") { "" } else { "and c.epoch = m.epoch and c.next_offset = m.expected" };
-    let statement = format!(
-        "update throughline.checkpoints c
+    let rows = tx
+        .query_typed(
+            "update throughline.checkpoints c
              set next_offset = m.next_offset, seq = m.seq, updated_at = now(),
                  last_event_at = coalesce(m.last_event_at, c.last_event_at)
              from unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::timestamptz[])
                   as m (partition, epoch, expected, next_offset, seq, last_event_at)
-             where c.projection = $1 and c.generation = 'read' and c.partition = m.partition {fence}
-             returning c.partition"
-    );
-    let rows = tx
-        .query_typed(
-            &statement,
+             where c.projection = $1 and c.generation = 'read' and c.partition = m.partition
+               and c.epoch = m.epoch and c.next_offset = m.expected
+             returning c.partition",
             &[
                 (&projection, Type::TEXT),
                 (&partitions, Type::INT4_ARRAY),

@@ -86,14 +86,14 @@ async fn nothing_is_lost_doubled_reordered_gapped_or_diverged() {
 /// Deliberate bugs, and what each does.
 const SABOTAGE: [(&str, &str); 12] = [
     ("no_dedupe", "a command that comes again is decided again"),
-    ("cache_kept", "states are cached before the commit that may fail, and kept when the session is lost"),
+    ("event_dropped", "a command in fifty is accepted, and nothing happens"),
     ("event_id_without_stream", "one command id in two orders makes two events of one id"),
     ("outbox_row_dropped", "an event in a hundred is committed without its outbox row"),
     ("outcome_dropped", "an outcome in fifty is not written"),
     ("poison_dropped", "what nobody can read is passed over and not kept"),
     ("mark_before_acknowledgement", "what is sent, and one more, counts as published"),
     ("checkpoint_apart", "rows and their checkpoint are two transactions"),
-    ("no_fencing", "checkpoints move whoever moves them"),
+    ("event_passed_over", "an event in fifty is not applied to read tables"),
     ("acknowledged_before_kafka", "202 is answered before Kafka has the command"),
     ("token_ignored", "a read does not wait for its token, and says that it did"),
     ("deadline_twice", "a deadline that fired stays set"),
