@@ -16,7 +16,6 @@ use super::topic::Along;
 use super::{AuditError, Finding, Subject, span};
 use crate::health::{Health, Heartbeat, Partitions, Told};
 use crate::kafka::TopicPartition;
-use crate::kafka::client::Inquirer;
 use crate::settings::Settings;
 use crate::store::events::{self, Span};
 use crate::store::{DatabaseRole, Destination, Line, Pace, StoreError, bounded, connect, destinations};
@@ -74,18 +73,23 @@ pub async fn run(
     // Nobody waits for an audit before traffic is taken.
     heartbeat.ready();
     let told = Told::new("the audit cannot go on");
+    // One for all sessions: its end waits for a broker that may be away.
+    let consumer = records::client_of(&settings.kafka)?;
     let auditor = Auditor { settings: &settings, subjects: &subjects, heartbeat: &heartbeat, partitions: &partitions };
     loop {
         let began = Instant::now();
-        let turn = shutdown.run_until_cancelled(auditor.session(&told));
+        let turn = shutdown.run_until_cancelled(auditor.session(&consumer, &told));
         match turn.await {
             None => {
                 partitions.all_gone();
+                // Nobody waits for it.
+                drop(tokio::task::spawn_blocking(move || drop(consumer)));
                 return Ok(());
             }
             Some(Ok(())) => {}
             Some(Err(error)) => drop(told.ended_after(began.elapsed(), &error.to_string())),
         }
+        heartbeat.beat();
         let pause = heartbeat.during(tokio::time::sleep(RETRY_WAIT));
         let _ = shutdown.run_until_cancelled(pause).await;
     }
@@ -107,25 +111,29 @@ struct Place {
 
 impl Auditor<'_> {
     /// One connection's life, with the lock.
-    async fn session(&self, told: &Told) -> Result<(), AuditError> {
-        let line = connect::connect_with(&self.settings.database, &DatabaseRole::Auditor, "").await?;
+    async fn session(&self, consumer: &records::Shared, told: &Told) -> Result<(), AuditError> {
+        let connected = connect::connect_with(&self.settings.database, &DatabaseRole::Auditor, "");
+        let line = self.heartbeat.during(connected).await?;
         while !self.heartbeat.during(self.lock(&line)).await? {
             self.partitions.all_gone();
+            self.heartbeat.beat();
             self.heartbeat.during(tokio::time::sleep(LOCK_WAIT)).await;
         }
-        let consumer = Arc::new(records::client_of(&self.settings.kafka)?);
         let pace = Pace::new(Some(self.settings.audit.events_per_second));
         loop {
             let mut moved = 0;
             for subject in self.subjects {
                 let name = subject.names.events();
-                let events = self.bounded("find a destination", destinations::find(&line, &name)).await?;
-                for mark in self.bounded("read how far a destination is", outbox::marks(&*line, &events)).await? {
-                    let work = self.partition(&line, &consumer, &pace, (subject, &events, mark));
+                let found = self.bounded("find a destination", destinations::find(&line, &name));
+                let events = self.heartbeat.during(found).await?;
+                let marks = self.bounded("read how far a destination is", outbox::marks(&*line, &events));
+                for mark in self.heartbeat.during(marks).await? {
+                    let work = self.partition(&line, consumer, &pace, (subject, &events, mark));
                     moved += self.heartbeat.during(work).await?;
                 }
             }
             told.well();
+            self.heartbeat.beat();
             if moved == 0 {
                 self.heartbeat.during(tokio::time::sleep(Duration::from_millis(self.settings.audit.poll_ms))).await;
             }
@@ -151,7 +159,7 @@ impl Auditor<'_> {
     async fn partition(
         &self,
         client: &Client,
-        consumer: &Arc<Inquirer>,
+        consumer: &records::Shared,
         pace: &Pace,
         (subject, events, mark): (&Subject, &Destination, Mark),
     ) -> Result<i64, AuditError> {

@@ -2,7 +2,7 @@
 //!
 //! Blocking; callers put it on a thread that may block. Knows no PostgreSQL.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ const RECORDS_MAX: usize = 2_000;
 const BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// A client for reading topics.
-pub(super) fn client_of(settings: &KafkaSettings) -> Result<Inquirer, KafkaError> {
+pub(super) fn client_of(settings: &KafkaSettings) -> Result<Shared, KafkaError> {
     let mut config = client::base(settings);
     config
         // The client insists on a group; with a manual assignment nothing joins it.
@@ -33,7 +33,7 @@ pub(super) fn client_of(settings: &KafkaSettings) -> Result<Inquirer, KafkaError
         .set("auto.offset.reset", "error")
         .set("queued.max.messages.kbytes", settings.prefetch_kbytes_max.to_string());
     let config = client::pass_through(config, settings, |name| name != "group.id");
-    client::inquirer_of(&config)
+    Ok(Arc::new(Mutex::new(client::inquirer_of(&config)?)))
 }
 
 /// The first offset that a partition holds, and the one behind its last.
@@ -84,9 +84,12 @@ pub(super) struct Stretch {
     pub end: i64,
 }
 
+/// A client that one stretch has at a time: whoever is not listened to any more may still be reading.
+pub(super) type Shared = Arc<Mutex<Inquirer>>;
+
 /// Reads a partition to its end as of now, on a thread that may block, some records ahead of whoever takes them.
 pub(super) fn stretches(
-    consumer: Arc<Inquirer>,
+    consumer: Shared,
     settings: &KafkaSettings,
     place: TopicPartition,
     from: From,
@@ -94,6 +97,7 @@ pub(super) fn stretches(
     let (into, stretches) = mpsc::channel(1);
     let settings = settings.clone();
     tokio::task::spawn_blocking(move || {
+        let consumer = consumer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = read_all(&consumer, &settings, &place, from, &into) {
             // Whoever does not listen any more has no use for it.
             let _ = into.blocking_send(Err(error));

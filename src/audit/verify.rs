@@ -4,7 +4,7 @@
 //! instances of each process manager. What is committed while it runs is left to the next one.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use tokio_postgres::Client;
 
@@ -15,7 +15,6 @@ use super::report::{Checks, Report};
 use super::topic::Along;
 use super::{AuditError, Finding, Subject, results, span};
 use crate::kafka::TopicPartition;
-use crate::kafka::client::Inquirer;
 use crate::process::OpenProcess;
 use crate::projection::{AnyProjector, Audited};
 use crate::settings::Settings;
@@ -88,7 +87,7 @@ impl Verification<'_> {
         let mut run = Run {
             of: self,
             client: connect::connect(&self.settings.database, &DatabaseRole::Owner).await?,
-            consumer: Arc::new(records::client_of(&self.settings.kafka)?),
+            consumer: records::client_of(&self.settings.kafka)?,
             checks: Checks(places.checks()),
             places,
         };
@@ -117,7 +116,7 @@ type Proven = BTreeMap<String, BTreeMap<i32, i64>>;
 struct Run<'r> {
     of: &'r Verification<'r>,
     client: Client,
-    consumer: Arc<Inquirer>,
+    consumer: records::Shared,
     checks: Checks,
     places: &'r mut Places,
 }

@@ -3,7 +3,7 @@
 //! Reads only. One partition after the other, some records at a time, whatever else runs.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,7 +12,6 @@ use tokio_postgres::Client;
 
 use super::records::{self, From};
 use super::{AuditError, Subject};
-use crate::kafka::client::Inquirer;
 use crate::kafka::watermarks::Leaders;
 use crate::kafka::{KafkaError, TopicPartition};
 use crate::processor::{Change, Retrial};
@@ -58,7 +57,7 @@ pub async fn what_if(
 ) -> Result<WhatIf, AuditError> {
     let client = connect::connect(&settings.database, &DatabaseRole::Owner).await?;
     let destination = destinations::find(&client, &subject.names.events()).await?;
-    let consumer = Arc::new(records::client_of(&settings.kafka)?);
+    let consumer = records::client_of(&settings.kafka)?;
     let mut answer = WhatIf::default();
     let mut groups: BTreeMap<(String, String), u64> = BTreeMap::new();
     let from = since.map_or(From::Offset(0), From::Since);
@@ -105,7 +104,7 @@ async fn namespace(client: &Client, topic: &str) -> Result<String, StoreError> {
 
 /// The partitions of the lanes; what they hold is what is to come.
 async fn places(
-    consumer: &Arc<Inquirer>,
+    consumer: &records::Shared,
     settings: &Settings,
     lanes: [String; 3],
     from: From,
@@ -113,6 +112,7 @@ async fn places(
 ) -> Result<Vec<TopicPartition>, AuditError> {
     let (consumer, kafka) = (consumer.clone(), settings.kafka.clone());
     let look = tokio::task::spawn_blocking(move || {
+        let consumer = consumer.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = Duration::from_millis(u64::from(kafka.request_timeout_ms));
         let names: Vec<&str> = lanes.iter().map(String::as_str).collect();
         let leaders = Leaders::look_up(&consumer, &names, wait)?;

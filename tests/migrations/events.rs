@@ -67,7 +67,10 @@ async fn all_that_is_known_of_events_survives_their_move() {
     assert!(known.iter().all(|(_, lines)| !lines.is_empty()), "{known:?}");
     migrated(&mut client).await;
     for (question, lines_before) in known {
-        assert_eq!(lines(&client, question).await, lines_before, "{question}");
+        let mut lines_now = lines(&client, question).await;
+        // Who came later has rights of its own.
+        lines_now.retain(|line| !line.starts_with("throughline_auditor "));
+        assert_eq!(lines_now, lines_before, "{question}");
     }
     let parts = "select relname || ' ' || count(*) from throughline.events e join pg_class c on c.oid = e.tableoid group by relname order by 1";
     assert_eq!(lines(&client, parts).await, ["events_0 4", "events_2 6", "events_4 3", "events_6 3"]);
