@@ -19,6 +19,11 @@ async fn a_zombie_inside_its_transaction_changes_nothing() {
     let first = Uuid::new_v4();
     source.produce(&[command(&harness, &place(Uuid::new_v4(), first))]);
     decided(&client, &[first]).await;
+    let partitions = 3 * i64::from(harness.settings.topics.command_partitions);
+    eventually("every partition is claimed", async || {
+        (number(&client, "select count(*) from throughline.offsets").await == partitions).then_some(())
+    })
+    .await;
 
     let lock = holder.transaction().await.expect("begin");
     lock.execute("select from throughline.counters for update", &[]).await.expect("lock");
