@@ -53,7 +53,8 @@ async fn run_roles(
         Some(ready) => ready.context("cannot start")?,
         None => return Ok(()),
     }
-    roles::start(program.app, &roles::parse(program.app, &[])?, settings, &lifecycle).await?;
+    let all = roles::parse(program.app, &[])?;
+    roles::start(program.app, &all, settings, &lifecycle).await.context("cannot start")?;
     print_addresses(settings);
     let shutdown = lifecycle.shutdown();
     let running = lifecycle.run();

@@ -25,7 +25,7 @@ pub async fn run(args: RunArgs, Program { app, settings, .. }: &Program<'_>) -> 
         Some(ready) => ready.context("cannot start")?,
         None => return Ok(ExitCode::SUCCESS),
     }
-    roles::start(app, &roles, settings, &lifecycle).await?;
+    roles::start(app, &roles, settings, &lifecycle).await.context("cannot start")?;
     lifecycle.run().await?;
     Ok(ExitCode::SUCCESS)
 }
