@@ -188,7 +188,7 @@ fn read(
                 deadline = Instant::now() + patience;
             }
             // What stands behind the last record is none, such as a transaction's marker.
-            Some(Err(ClientError::PartitionEOF(_))) => *next = end.max(*next),
+            Some(Err(ClientError::PartitionEOF(ended))) if ended == place.partition => *next = end.max(*next),
             Some(Err(error)) if error.rdkafka_error_code().is_some_and(is_lasting) => {
                 return Err(KafkaError::Request { step: "read a partition to be audited", source: error }.into());
             }

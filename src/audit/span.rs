@@ -10,6 +10,8 @@ use super::Finding;
 use crate::store::events::Span;
 use crate::store::{Destination, StoreError};
 
+/// Events that one call looks at, at most.
+pub(super) const EVENTS_MAX: i64 = 5_000;
 /// Findings of one question, at most.
 const FOUND_MAX: i64 = 20;
 

@@ -25,8 +25,6 @@ use crate::store::{DatabaseRole, Destination, Pace, connect, destinations};
 const NEWEST_EVENTS: i64 = 10_000;
 /// Instances of a process manager that a sample looks at.
 const NEWEST_INSTANCES: i64 = 1_000;
-/// Events that one statement looks at.
-const SPAN_EVENTS: i64 = 5_000;
 
 /// How much is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,7 +164,7 @@ impl Run<'_> {
             self.checks.of(name, subject.context);
         }
         while after < mark.last_seq {
-            let upto = mark.last_seq.min(after + SPAN_EVENTS);
+            let upto = mark.last_seq.min(after + span::EVENTS_MAX);
             let span = Span { partition: mark.partition, after, upto };
             let found = span::check(&self.client, events, span).await?;
             let events = (upto - after).unsigned_abs();

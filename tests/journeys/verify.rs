@@ -280,29 +280,34 @@ async fn the_audit_proves_what_is_new_and_stands_before_what_is_not_as_promised(
     let sum: i64 = verified.iter().filter(|(at, _)| at.starts_with(&topic)).map(|(_, seq)| seq.as_i64().unwrap()).sum();
     assert!(sum >= ORDERS as i64, "{told:#}");
 
-    // Somebody changes an event that is not proven yet.
-    auditor.pause();
-    orders(&harness, 1_000).await;
-    drained(&harness, 2 * ORDERS as i64).await;
+    // Somebody changes what is not proven yet: on the topic's side of it, and on the outcomes'.
     run(&client, "set session_replication_role = replica").await;
-    let spoil = "update throughline.events set payload = set_byte(payload, 7, get_byte(payload, 7) # 1)
-                 where version = 1 and stream_id = '00000000-0000-0000-0000-000000000400'";
-    run(&client, spoil).await;
-    auditor.wake();
-    let problem = eventually("the audit stands", || async {
-        let (code, told) = status().await;
-        let problems = told["problems"].to_string();
-        (code == 3 && problems.contains("differs from byte 7 on")).then_some(problems)
-    })
-    .await;
-    assert!(problem.contains("throughline verify --full"), "{problem}");
-    run(&client, spoil).await;
-    eventually("mended, it goes on by itself", proven).await;
-    eventually("nothing stands", || async {
-        let (_, told) = status().await;
-        (!told["problems"].to_string().contains("differs")).then_some(())
-    })
-    .await;
+    let byte = "update throughline.events set payload = set_byte(payload, 7, get_byte(payload, 7) # 1)
+                where version = 1 and stream_id = '00000000-0000-0000-0000-000000000400'";
+    let verdict = "update throughline.commands set accepted = not accepted
+                   where stream_id = '00000000-0000-0000-0000-0000000007e0' and version = 1";
+    let spoils = [(1_000, byte, "differs from byte 7 on"), (2_000, verdict, "is refused by its outcome")];
+    for (round, (first, spoil, says)) in (2..).zip(spoils) {
+        auditor.pause();
+        orders(&harness, first).await;
+        drained(&harness, round * ORDERS as i64).await;
+        run(&client, spoil).await;
+        auditor.wake();
+        let problem = eventually("the audit stands", || async {
+            let (code, told) = status().await;
+            let problems = told["problems"].to_string();
+            (code == 3 && problems.contains(says)).then_some(problems)
+        })
+        .await;
+        assert!(problem.contains("throughline verify --full"), "{problem}");
+        run(&client, spoil).await;
+        eventually("mended, it goes on by itself", proven).await;
+        eventually("nothing stands", || async {
+            let (_, told) = status().await;
+            (!told["problems"].to_string().contains(says)).then_some(())
+        })
+        .await;
+    }
     assert_eq!(auditor.terminate().await, 0);
     assert_eq!(running.terminate().await, 0);
 }
